@@ -1,0 +1,1 @@
+"""The protocol: shared by device and aggregator. Pure: no I/O, no clock, no global randomness, no torch."""
