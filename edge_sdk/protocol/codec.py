@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -115,7 +116,8 @@ def offer_hash(frame: bytes) -> bytes:
     return hashlib.sha256(b"chorale/offer/1\x00" + frame[PREFIX_BYTES + SIGNATURE_BYTES :]).digest()
 
 
-class Chunk(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Chunk:
     """One sealed piece of an upload."""
 
     upload: bytes

@@ -303,7 +303,6 @@ class SealedShareEntry(Struct, frozen=True, forbid_unknown_fields=True):
 
     device: Name
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
-    shares_root: Digest
     sealed: Annotated[bytes, Meta(min_length=1, max_length=5000)]
     proof: Annotated[tuple[Digest, ...], Meta(max_length=8)]
 
