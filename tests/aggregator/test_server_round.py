@@ -1,0 +1,158 @@
+"""The round's state machine against SPEC 7.6 and against every order of events."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aggregator.server_round import (
+    FINAL,
+    TRANSITIONS,
+    Accepted,
+    Action,
+    Answered,
+    Declined,
+    Event,
+    Granted,
+    Phase,
+    Prepared,
+    Published,
+    Round,
+    SumOpened,
+    SumRefused,
+    Tick,
+    resume,
+    step,
+)
+from edge_sdk.protocol.errors import LocalProtocolError, ProtocolError, UnexpectedMessage
+
+DEVICES = [f"d{i}" for i in range(8)]
+SPEC = Path(__file__).parents[2] / "edge_sdk" / "protocol" / "SPEC.md"
+
+
+def fresh() -> Round:
+    return Round("churn", 1, 3, 6, 1000, frozenset(DEVICES), members=5, needed=4)
+
+
+def run(*events: Event, state: Round | None = None) -> Round:
+    state = state or fresh()
+    for event in events:
+        state, _ = step(state, event)
+    return state
+
+
+def with_uploads(*devices: str) -> Round:
+    return run(*[e for d in devices for e in (Granted(d), Accepted(d))])
+
+
+def test_the_transitions_are_those_of_the_specification():
+    section = SPEC.read_text().split("### 7.6", 1)[1].split("\n## ", 1)[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")][2:]
+    stated = {(Phase(a.strip()), Phase(row[1].strip())) for row in rows for a in row[0].split(",")}
+    assert stated == TRANSITIONS
+
+
+def test_the_first_grant_starts_collecting():
+    assert fresh().phase is Phase.OFFERED
+    assert run(Granted("d1")).phase is Phase.COLLECTING
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [(Granted("stranger"), "roster"), (Accepted("d0"), "already-in"), (Granted("d0"), "already-in")],
+)
+def test_a_device_that_may_not_send_is_refused_with_the_reason(event, reason):
+    with pytest.raises(UnexpectedMessage) as refused:
+        step(with_uploads("d0"), event)
+    assert refused.value.reason == reason
+
+
+def test_the_window_closes_the_round_with_enough_and_aborts_it_without():
+    late = Tick(1000, frozenset(DEVICES))
+    assert run(late, state=with_uploads("d0", "d1", "d2")).phase is Phase.CLOSED
+    aborted = run(late, state=with_uploads("d0", "d1"))
+    assert (aborted.phase, aborted.reason) == (Phase.ABORTED, "n-min")
+
+
+def test_the_round_closes_early_when_every_live_device_is_in_or_declined():
+    state = with_uploads("d0", "d1", "d2")
+    live = frozenset({"d0", "d1", "d2", "d3"})
+    assert run(Tick(5, live), state=state).phase is Phase.COLLECTING
+    assert run(Declined("d3"), Tick(5, live), state=state).phase is Phase.CLOSED
+    assert run(Tick(5, live - {"d3"}), state=state).reason == "all-in"
+
+
+def test_nobody_is_waited_for_below_the_smallest_cohort():
+    assert run(Tick(5, frozenset()), state=with_uploads("d0", "d1")).phase is Phase.COLLECTING
+
+
+def test_n_max_uploads_close_the_round():
+    assert with_uploads(*DEVICES[:6]).reason == "n-max"
+
+
+def test_an_answer_that_spoils_the_sum_waits_for_more_until_all_have_answered():
+    state = run(*map(Answered, (1, 2, 3, 4)), state=opening())
+    waiting = run(SumRefused("canaries"), state=state)
+    assert waiting.phase is Phase.OPENING
+    assert run(Answered(5), SumRefused("canaries"), state=waiting).phase is Phase.ABORTED
+
+
+def opening() -> Round:
+    return run(Tick(1000, frozenset()), Prepared(1100), state=with_uploads("d0", "d1", "d2"))
+
+
+def test_the_opening_is_bounded():
+    assert run(Tick(1099, frozenset()), state=opening()).phase is Phase.OPENING
+    assert run(Tick(1100, frozenset()), state=opening()).reason == "opening-deadline"
+
+
+def test_a_restart_owes_what_the_phase_owes():
+    assert resume(fresh(), 2000)[1] == ()
+    state, owed = resume(opening(), 2000)
+    assert owed == (Action.SEND_NOTICES,)
+    assert state.opening_ends_at == 2000
+    assert resume(run(*map(Answered, (1, 2, 3, 4)), state=state), 2000)[1] == (Action.OPEN_SUM,)
+
+
+EVENTS = st.one_of(
+    st.builds(Granted, st.sampled_from([*DEVICES, "stranger"])),
+    st.builds(Accepted, st.sampled_from([*DEVICES, "stranger"])),
+    st.builds(Declined, st.sampled_from([*DEVICES, "stranger"])),
+    st.builds(Tick, st.integers(0, 1300), st.frozensets(st.sampled_from(DEVICES))),
+    st.builds(Prepared, st.just(1200)),
+    st.builds(Answered, st.integers(0, 7)),
+    st.just(SumOpened()),
+    st.builds(SumRefused, st.just("canaries")),
+    st.builds(Published, st.just("better")),
+)
+
+
+@given(st.lists(EVENTS, max_size=60))
+def test_any_order_of_events_keeps_the_rules_of_the_round(events):
+    state = fresh()
+    for event in events:
+        before = state
+        try:
+            state, owed = step(state, event)
+        except ProtocolError:
+            continue
+        assert before.phase is state.phase or (before.phase, state.phase) in TRANSITIONS
+        assert state.accepted >= before.accepted
+        assert state.accepted <= state.invited
+        assert len(state.accepted) <= state.n_max
+        if state.phase not in {Phase.OFFERED, Phase.COLLECTING, Phase.ABORTED}:
+            assert len(state.accepted) >= state.n_min
+            assert state.accepted == before.accepted or before.phase is Phase.COLLECTING
+        if state.phase is Phase.AVERAGED:
+            assert Action.OPEN_SUM not in owed
+        if before.phase in FINAL:
+            assert state.phase is before.phase
+
+
+def test_our_own_events_out_of_turn_are_bugs():
+    for event in (Prepared(1), SumOpened(), SumRefused("x"), Published("x")):
+        with pytest.raises(LocalProtocolError):
+            step(fresh(), event)
