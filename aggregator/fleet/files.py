@@ -1,0 +1,46 @@
+"""Files that hold secrets: written whole or not at all, readable by their owner alone. Refuses looser modes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class LooseFile(Exception):
+    """A secret lies where others can read it."""
+
+
+def private_directory(path: Path) -> Path:
+    """Make `path` with mode 0700, or tighten it."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
+    return path
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file of mode 0600 atomically: temporary file, fsync, rename, fsync of the directory."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def read_private(path: Path) -> bytes:
+    """Read a secret. Raises LooseFile where group or others may read it, FileNotFoundError where it is missing."""
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise LooseFile(f"{path} has mode {mode:04o}, so others can read it: run `chmod 600 {path}`")
+    return path.read_bytes()
