@@ -1,0 +1,1 @@
+"""What a restart needs, in one SQLite file."""
