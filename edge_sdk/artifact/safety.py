@@ -24,16 +24,15 @@ OPSETS: Final = range(18, 22)
 IR_VERSIONS: Final = range(8, 14)
 
 # The operations that training/module.py can rebuild: a model that cannot be trained must not be installed.
-OPERATIONS: Final[frozenset[str]] = frozenset(
-    (
-        "Gemm MatMul Conv Gather LayerNormalization GroupNormalization "
-        "Add Sub Mul Div Pow Neg Abs Sqrt Exp Log Erf Reciprocal Min Max Clip Where Cast "
-        "Equal Greater GreaterOrEqual Less LessOrEqual And Or Not "
-        "Relu LeakyRelu Tanh Sigmoid Softplus Gelu Softmax LogSoftmax "
-        "Concat Reshape Flatten Transpose Squeeze Unsqueeze Slice Shape Expand Constant ConstantOfShape Identity Pad "
-        "ReduceSum ReduceMean ReduceMax ReduceMin ReduceL2 MaxPool AveragePool GlobalAveragePool "
-    ).split()
+_NAMES: Final = (
+    "Gemm MatMul Conv Gather LayerNormalization GroupNormalization "
+    "Add Sub Mul Div Pow Neg Abs Sqrt Exp Log Erf Reciprocal Min Max Clip Where Cast "
+    "Equal Greater GreaterOrEqual Less LessOrEqual And Or Not "
+    "Relu LeakyRelu Tanh Sigmoid Softplus Gelu Softmax LogSoftmax "
+    "Concat Reshape Flatten Transpose Squeeze Unsqueeze Slice Shape Expand Constant ConstantOfShape Identity Pad "
+    "ReduceSum ReduceMean ReduceMax ReduceMin ReduceL2 MaxPool AveragePool GlobalAveragePool "
 )
+OPERATIONS: Final = frozenset(_NAMES.split())
 
 
 def check_model(data: bytes, max_bytes: int = MAX_BYTES) -> None:
