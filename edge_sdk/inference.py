@@ -1,0 +1,128 @@
+"""Local predictions through onnxruntime, with a model that can be swapped while calls are in flight.
+
+A call takes the model once and finishes on it; a swap is one assignment after the new session is open. It refuses to
+predict without a model (`NoModel`), and refuses a file without a record schema (`BadModel`); the old one serves on.
+onnxruntime is loaded with the first model, never by importing this module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge_sdk.artifact.schema import Schema
+
+OUTPUT = "logits"
+
+
+class NoModel(Exception):
+    """There is no model for this task on this device yet."""
+
+
+class BadModel(Exception):
+    """The file cannot be served: it does not load, or holds no record schema."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One prediction. `ranked` holds (label, score) from best to worst; `model_sha256` is hex."""
+
+    ranked: tuple[tuple[str, float], ...]
+    model_version: int
+    model_sha256: str
+
+    @property
+    def label(self) -> str:
+        """The best label; for a number, its name."""
+        return self.ranked[0][0]
+
+    @property
+    def score(self) -> float:
+        """Probability of the best label; for a number, its value."""
+        return self.ranked[0][1]
+
+    def top(self, k: int) -> list[tuple[str, float]]:
+        """The k best (label, score) pairs, best first."""
+        return list(self.ranked[:k])
+
+
+@dataclass(frozen=True, repr=False)
+class ServedModel:
+    """One opened model; immutable, so a call in flight keeps it whole."""
+
+    session: Any
+    schema: Schema
+    version: int
+    sha256: str
+
+    def __repr__(self) -> str:
+        return f"ServedModel(version={self.version}, sha256={self.sha256[:12]}...)"
+
+    def predict(self, records: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """One answer a record, in order. Raises RecordError naming the field that does not fit."""
+        from edge_sdk.artifact.features import decide, features
+
+        if not records:
+            return []
+        (logits,) = self.session.run([OUTPUT], features(self.schema, records))
+        return [Answer(tuple(ranked), self.version, self.sha256) for ranked in decide(self.schema, logits)]
+
+
+class Models:
+    """The model in service for each task. Safe to use from any number of threads."""
+
+    def __init__(self) -> None:
+        self._served: dict[str, ServedModel] = {}
+
+    def load(self, task: str, data: bytes, version: int) -> ServedModel:
+        """Open a model (ONNX bytes) and put it into service at once. Raises BadModel; the old one then serves on."""
+        served = open_model(data, version)
+        self._served[task] = served
+        return served
+
+    def unload(self, task: str) -> None:
+        """Take a task's model out of service, if there is one."""
+        self._served.pop(task, None)
+
+    def current(self, task: str) -> ServedModel:
+        """The model in service. Raises NoModel."""
+        try:
+            return self._served[task]
+        except KeyError:
+            known = ", ".join(sorted(self._served)) or "none"
+            remedy = "bundle one with the app, or connect once to fetch it"
+            raise NoModel(f"no model for task {task!r} (tasks with one: {known}): {remedy}") from None
+
+    def predict(self, task: str, records: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """Predict on the model in service when the call began. Raises NoModel, RecordError."""
+        return self.current(task).predict(records)
+
+
+def open_model(data: bytes, version: int) -> ServedModel:
+    """Open ONNX bytes that have passed the checks of `edge_sdk.artifact.safety`. Raises BadModel."""
+    from edge_sdk.artifact.names import SCHEMA
+    from edge_sdk.artifact.schema import Schema
+
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        session = open_session(data)
+        schema = Schema.from_json(session.get_modelmeta().custom_metadata_map[SCHEMA])
+    except Exception as error:
+        raise BadModel(f"model {sha256[:12]} cannot be served ({error}): publish it again") from error
+    return ServedModel(session, schema, version, sha256)
+
+
+def open_session(data: bytes) -> Any:
+    """An onnxruntime session of one thread that gives its memory back after each call."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.log_severity_level = 4  # failures arrive as exceptions
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
