@@ -1,0 +1,106 @@
+"""The device's one SQLite file: what must survive a restart. Refuses a file written by a newer version.
+
+Tables are made by numbered migrations. Autocommit is on; `transaction` opens the few transactions there are, so
+that a charge to the privacy ledger and the release of an upload commit together or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE outbox (
+        upload BLOB PRIMARY KEY, task TEXT NOT NULL, round INTEGER NOT NULL, offer_hash BLOB NOT NULL,
+        size INTEGER NOT NULL, sealed_key BLOB NOT NULL, closes_at INTEGER NOT NULL, state TEXT NOT NULL,
+        reason TEXT NOT NULL DEFAULT '', sent INTEGER NOT NULL DEFAULT 0, resent INTEGER NOT NULL DEFAULT 0,
+        UNIQUE (task, round));
+    CREATE TABLE offers (
+        offer_hash BLOB PRIMARY KEY, task TEXT NOT NULL, round INTEGER NOT NULL, frame BLOB NOT NULL,
+        UNIQUE (task, round));
+    CREATE TABLE rosters (statement_hash BLOB PRIMARY KEY, epoch INTEGER NOT NULL, blob BLOB NOT NULL);
+    CREATE TABLE answers (
+        task TEXT NOT NULL, round INTEGER NOT NULL, digest BLOB NOT NULL, sealed BLOB NOT NULL,
+        PRIMARY KEY (task, round));
+    CREATE TABLE uploaded (task TEXT PRIMARY KEY, round INTEGER NOT NULL, offer_hash BLOB NOT NULL);
+    CREATE TABLE facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+    CREATE TABLE counters (kind TEXT NOT NULL, reason TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (kind, reason));
+    """,
+)
+
+
+class DeviceDbError(Exception):
+    """The file cannot be used; the message names the remedy."""
+
+
+def open_device_db(path: Path) -> sqlite3.Connection:
+    """Open, migrate and return a connection that any one thread at a time may use. Raises DeviceDbError."""
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, timeout=10.0, check_same_thread=False)
+        path.chmod(0o600)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        _migrate(connection)
+    except (sqlite3.Error, OSError) as error:
+        raise DeviceDbError(
+            f"cannot open {path}: {error}; check the disk, or move the file away and enrol again"
+        ) from error
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    with transaction(connection):
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > len(MIGRATIONS):
+            raise DeviceDbError(
+                f"device.db has version {version}, this SDK knows {len(MIGRATIONS)}; install a newer SDK"
+            )
+        for number, script in enumerate(MIGRATIONS[version:], version + 1):
+            for statement in filter(str.strip, script.split(";")):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {number}")
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit on success, roll back on any exception."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def fact(connection: sqlite3.Connection, name: str) -> int:
+    """A remembered integer, 0 when it was never set."""
+    row = connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def raise_fact(connection: sqlite3.Connection, name: str, value: int) -> int:
+    """Remember the larger of `value` and what was known; returns it. Time floors and epochs only grow."""
+    connection.execute(
+        "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = MAX(value, excluded.value)",
+        (name, value),
+    )
+    return fact(connection, name)
+
+
+def count(connection: sqlite3.Connection, kind: str, reason: str, n: int = 1) -> None:
+    """Add to a counter that survives restarts."""
+    connection.execute(
+        "INSERT INTO counters VALUES (?, ?, ?) ON CONFLICT (kind, reason) DO UPDATE SET n = n + excluded.n",
+        (kind, reason, n),
+    )
+
+
+def counters(connection: sqlite3.Connection, kind: str) -> dict[str, int]:
+    """All counters of a kind, by reason."""
+    rows = connection.execute("SELECT reason, n FROM counters WHERE kind = ? ORDER BY reason", (kind,))
+    return {str(reason): int(n) for reason, n in rows}

@@ -1,0 +1,214 @@
+"""One device's side of one round: which offers it accepts, and where its upload stands (SPEC 6.5, 7.1 to 7.3).
+
+Does no I/O, reads no clock, draws no randomness. Refuses every offer that breaks the protocol or the device's own
+policy, with the reason that SPEC 7.1 names.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from edge_sdk.protocol.errors import LocalProtocolError, OfferRefused, ProtocolError
+from edge_sdk.protocol.messages import Offer
+
+LONGEST_ROUND_S: Final = 7 * 86_400
+
+
+class UploadState(enum.Enum):
+    """Where an upload stands; the last three are final."""
+
+    ANNOUNCED = "announced"
+    SENDING = "sending"
+    SENT = "sent"
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    EXPIRED = "expired"
+
+
+class UploadEvent(enum.Enum):
+    """What can happen to an upload."""
+
+    GRANT = "Grant"
+    ACK_PARTIAL = "Ack, bits missing"
+    ACK_COMPLETE = "Ack, complete"
+    RECONNECT = "reconnect"
+    SILENCE = "silence"
+    RECEIPT_ACCEPTED = "Receipt(true)"
+    RECEIPT_REFUSED = "Receipt(false)"
+    REFUSAL = "Refusal"
+    CLOSED = "closes_at passes"
+
+
+_S, _E = UploadState, UploadEvent
+OPEN_STATES: Final = (_S.ANNOUNCED, _S.SENDING, _S.SENT)
+
+TRANSITIONS: Final[dict[tuple[UploadState, UploadEvent], UploadState]] = {
+    (_S.ANNOUNCED, _E.GRANT): _S.SENDING,
+    (_S.SENDING, _E.ACK_PARTIAL): _S.SENDING,
+    (_S.SENDING, _E.ACK_COMPLETE): _S.SENT,
+    (_S.SENDING, _E.RECONNECT): _S.ANNOUNCED,
+    (_S.SENDING, _E.SILENCE): _S.ANNOUNCED,
+    (_S.SENT, _E.RECONNECT): _S.ANNOUNCED,
+    (_S.SENT, _E.SILENCE): _S.ANNOUNCED,
+    **{(state, _E.RECEIPT_ACCEPTED): _S.ACCEPTED for state in OPEN_STATES},
+    **{(state, _E.RECEIPT_REFUSED): _S.REFUSED for state in OPEN_STATES},
+    **{(state, _E.REFUSAL): _S.REFUSED for state in OPEN_STATES},
+    **{(state, _E.CLOSED): _S.EXPIRED for state in OPEN_STATES},
+}
+
+
+def step(state: UploadState, event: UploadEvent) -> UploadState:
+    """The next state. An event that the table does not list here changes nothing: it came late or twice (SPEC 4.3)."""
+    return TRANSITIONS.get((state, event), state)
+
+
+class Policy(Protocol):
+    """The device's own word; `edge_sdk.Config` fits."""
+
+    @property
+    def min_cohort(self) -> int: ...
+    @property
+    def max_delta(self) -> float: ...
+    @property
+    def units(self) -> tuple[str, ...]: ...
+    @property
+    def insecure_without_noise(self) -> bool: ...
+
+
+class RosterEntry(Protocol):
+    """A device as the authority states it."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def sign_key(self) -> bytes: ...
+    @property
+    def epoch_key(self) -> bytes: ...
+    @property
+    def steward(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class OwnKeys:
+    """Who this device is: name, Ed25519 and X25519 public keys (32 bytes each)."""
+
+    device: str
+    sign_key: bytes
+    epoch_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What this device knows of a task: the highest round it uploaded for, and any offer it holds for this round."""
+
+    uploaded_round: int = 0
+    uploaded_hash: bytes = b""
+    held_hash: bytes = b""  # H of the offer verified for the same (task, round), empty if none
+
+
+def check_terms(offer: Offer, offer_hash: bytes, *, fleet: str, min_cohort: int, seen: Seen, now: int) -> None:
+    """Everything that binds a committee member and an uploader alike and needs no roster. Raises OfferRefused."""
+    if offer.fleet != fleet:
+        raise OfferRefused(f"an offer of fleet {offer.fleet}", reason="fleet")
+    held = seen.held_hash or (seen.uploaded_hash if seen.uploaded_round == offer.round else b"")
+    if held and held != offer_hash:
+        raise OfferRefused(f"round {offer.round} was offered before with other terms", reason="equivocation")
+    if not now < offer.closes_at <= now + LONGEST_ROUND_S:
+        raise OfferRefused(f"the round closes at {offer.closes_at}, it is {now}", reason="closed")
+    terms = offer.secagg
+    if terms.n_min < min_cohort or terms.n_max < terms.n_min:
+        raise OfferRefused(
+            f"cohorts of {terms.n_min} to {terms.n_max}; this device asks for at least {min_cohort}", reason="cohort"
+        )
+    check_sizing(offer)
+
+
+def check_sizing(offer: Offer) -> None:
+    """SPEC 7.2: the sum of the largest cohort must fit the modulus. Raises OfferRefused."""
+    from edge_sdk.protocol.secagg.committee import check_headroom
+    from edge_sdk.protocol.secagg.ring import profile
+
+    terms = offer.privacy
+    bound = math.ceil(terms.clip / terms.step) + 1
+    sigma = device_sigma(offer)
+    try:
+        check_headroom(profile(offer.secagg.profile), offer.secagg.n_max, bound, sigma)
+    except ProtocolError as error:
+        raise OfferRefused(f"the terms do not fit: {error}", reason="sizing") from error
+
+
+def device_sigma(offer: Offer) -> float:
+    """Standard deviation, in quantisation steps, of the noise this device adds to the update (SPEC 7.2)."""
+    terms = offer.privacy
+    if terms.unit == "record" or terms.insecure_without_noise:
+        return 0.0
+    return terms.noise_multiplier * terms.clip / (terms.step * math.sqrt(terms.honest))
+
+
+def check_privacy(offer: Offer, policy: Policy) -> None:
+    """The noise and the unit, before any budget is looked at. Raises OfferRefused."""
+    terms = offer.privacy
+    if terms.unit == "device" and terms.honest > offer.secagg.n_min:
+        raise OfferRefused(f"noise shared over {terms.honest}, but {offer.secagg.n_min} may be opened", reason="honest")
+    if terms.unit not in policy.units:
+        raise OfferRefused(f"the unit {terms.unit} is not allowed here", reason="privacy")
+    if (terms.insecure_without_noise or terms.noise_multiplier == 0) and not policy.insecure_without_noise:
+        raise OfferRefused("the offer adds no noise and this device does not allow that", reason="privacy")
+    if terms.delta > policy.max_delta:
+        raise OfferRefused(f"delta {terms.delta:g} is above this device's {policy.max_delta:g}", reason="privacy")
+
+
+def check_upload(offer: Offer, policy: Policy, seen: Seen) -> None:
+    """What an uploader checks beyond `check_terms`. Raises OfferRefused."""
+    if offer.round <= seen.uploaded_round:
+        raise OfferRefused(f"round {offer.round} is not above {seen.uploaded_round}", reason="round")
+    check_privacy(offer, policy)
+
+
+def committee_of(statement: bytes, entries: Sequence[RosterEntry], stewards: bool) -> tuple[str, ...]:
+    """The committee every device computes for itself (SPEC 7.3). Raises CommitteeRefused."""
+    import hashlib
+
+    from edge_sdk.protocol.secagg import committee
+
+    eligible = sorted(entry.device for entry in entries if entry.steward or not stewards)
+    seed = hashlib.sha256(b"committee" + statement).digest()
+    return tuple(committee.draw(seed, eligible, committee.members_for(len(eligible))))
+
+
+def check_roster(offer: Offer, statement: bytes, entries: Sequence[RosterEntry], me: OwnKeys) -> None:
+    """This device is in the verified roster with its own keys, and the committee is the one that follows from it."""
+    from edge_sdk.protocol.secagg import committee
+
+    mine = next((entry for entry in entries if entry.device == me.device), None)
+    if mine is None or (mine.sign_key, mine.epoch_key) != (me.sign_key, me.epoch_key):
+        raise OfferRefused("the roster does not name this device with its own keys", reason="roster")
+    try:
+        expected = committee_of(statement, entries, offer.secagg.stewards)
+        committee.plan(len(expected))
+    except LocalProtocolError as error:
+        raise OfferRefused(f"no committee follows from the roster: {error}", reason="committee") from error
+    if offer.secagg.committee != expected:
+        raise OfferRefused("the committee is not the one that follows from the roster", reason="committee")
+
+
+def check_offer(
+    offer: Offer,
+    offer_hash: bytes,
+    *,
+    fleet: str,
+    statement: bytes,
+    entries: Sequence[RosterEntry],
+    me: OwnKeys,
+    policy: Policy,
+    seen: Seen,
+    now: int,
+) -> None:
+    """All of SPEC 7.1 that needs no file, budget or model. The roster must have been verified. Raises OfferRefused."""
+    check_terms(offer, offer_hash, fleet=fleet, min_cohort=policy.min_cohort, seen=seen, now=now)
+    check_upload(offer, policy, seen)
+    check_roster(offer, statement, entries, me)

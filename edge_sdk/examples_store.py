@@ -1,0 +1,133 @@
+"""Labelled examples, encrypted on this device's disk and never sent. Reads no clock; refuses to grow past its cap.
+
+Each row is AES-256-GCM under a key in a file of mode 0600; a subject is kept only as a keyed hash, so that `forget`
+finds the rows without the file naming anybody. The oldest row of a task makes room for the newest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+log = logging.getLogger("edge_sdk")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Fields by name and their label, as the app recorded them."""
+
+    fields: dict[str, Any] = field(repr=False)
+    label: Any = field(repr=False)
+
+
+class ExamplesStore:
+    """A ring of at most `cap` examples a task. One thread at a time."""
+
+    def __init__(self, path: Path, key_file: Path, cap: int, entropy: Callable[[int], bytes]) -> None:
+        """`entropy(n)` gives n fresh random bytes: the key on first use, a nonce for each row."""
+        self._entropy, self._cap = entropy, cap
+        key = _load_key(key_file, entropy)
+        self._aead, self._subject_key = AESGCM(key), hashlib.sha256(b"chorale/subject/1" + key).digest()
+        self.dropped = 0
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0, check_same_thread=False)
+        path.chmod(0o600)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA secure_delete = ON")
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS examples (id INTEGER PRIMARY KEY AUTOINCREMENT, task TEXT NOT NULL,"
+            " subject BLOB NOT NULL, sealed BLOB NOT NULL)"
+        )
+        self._db.execute("CREATE INDEX IF NOT EXISTS by_task ON examples (task, id)")
+
+    def add(self, task: str, fields: Mapping[str, Any], label: Any, subject: str | None = None) -> bool:
+        """Keep one example; False, counted, where it cannot be kept (a full disk, a value that is not plain data)."""
+        return self.add_many([(task, fields, label, subject)]) == 1
+
+    def add_many(self, examples: list[tuple[str, Mapping[str, Any], Any, str | None]]) -> int:
+        """Keep several in one transaction; returns how many were kept."""
+        rows = [row for row in map(self._row, examples) if row is not None]
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("INSERT INTO examples (task, subject, sealed) VALUES (?, ?, ?)", rows)
+            for task in {row[0] for row in rows}:
+                self._db.execute(
+                    "DELETE FROM examples WHERE task = ? AND id NOT IN"
+                    " (SELECT id FROM examples WHERE task = ? ORDER BY id DESC LIMIT ?)",
+                    (task, task, self._cap),
+                )
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            self.dropped += len(rows)
+            log.warning("%d examples were not kept: %s; make room on the disk", len(rows), error)
+            return 0
+        return len(rows)
+
+    def _row(self, example: tuple[str, Mapping[str, Any], Any, str | None]) -> tuple[str, bytes, bytes] | None:
+        task, fields, label, subject = example
+        try:
+            plain = msgspec.msgpack.encode((dict(fields), label))
+        except (TypeError, ValueError, msgspec.MsgspecError, OverflowError) as error:
+            self.dropped += 1
+            log.warning("an example of %s was not kept: %s; record plain numbers, text and dates", task, error)
+            return None
+        nonce = self._entropy(12)
+        return task, self._subject(subject), nonce + self._aead.encrypt(nonce, plain, task.encode())
+
+    def _subject(self, subject: str | None) -> bytes:
+        return b"" if subject is None else hmac.digest(self._subject_key, str(subject).encode(), "sha256")
+
+    def read(self, task: str) -> list[Example]:
+        """All examples of a task, oldest first; a row that does not open is skipped and logged."""
+        examples: list[Example] = []
+        for (sealed,) in self._db.execute("SELECT sealed FROM examples WHERE task = ? ORDER BY id", (task,)):
+            try:
+                plain = self._aead.decrypt(sealed[:12], sealed[12:], task.encode())
+            except InvalidTag:
+                log.warning("an example of %s does not open under this device's key; it is skipped", task)
+                continue
+            examples.append(Example(*msgspec.msgpack.decode(plain)))
+        return examples
+
+    def count(self, task: str) -> int:
+        """Examples of a task."""
+        return int(self._db.execute("SELECT COUNT(*) FROM examples WHERE task = ?", (task,)).fetchone()[0])
+
+    def counts(self) -> dict[str, int]:
+        """Examples by task."""
+        return dict(self._db.execute("SELECT task, COUNT(*) FROM examples GROUP BY task ORDER BY task").fetchall())
+
+    def forget(self, subject: str) -> int:
+        """Erase every example of a subject; returns how many there were."""
+        gone = self._db.execute("DELETE FROM examples WHERE subject = ?", (self._subject(subject),)).rowcount
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return gone
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def _load_key(path: Path, entropy: Callable[[int], bytes]) -> bytes:
+    """The key file's 32 bytes; made on first use, mode 0600."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_bytes()
+    with os.fdopen(descriptor, "wb") as file:
+        key = entropy(32)
+        file.write(key)
+        file.flush()
+        os.fsync(file.fileno())
+    return key

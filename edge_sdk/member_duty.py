@@ -1,0 +1,106 @@
+"""A committee member's duty: one answer per (task, round), on the disk before it leaves (SPEC 7.5).
+
+Refuses what SPEC 7.5 names: a second list for a round it answered, an offer it did not verify itself, a committee it
+does not sit on, and every list from which one device could be learnt (secagg.member). Reads no clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Mapping
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from edge_sdk.device_db import transaction
+from edge_sdk.held_offers import HeldOffer
+from edge_sdk.protocol import chunks, codec
+from edge_sdk.protocol.errors import OpeningRefused
+from edge_sdk.protocol.messages import OpeningNotice, OpeningRequest, Share, ShareBody
+from edge_sdk.protocol.sealing import seal_to_round
+
+
+def stored_answer(connection: sqlite3.Connection, notice: OpeningNotice) -> Share | None:
+    """The answer this device gave for the (task, round), word for word; None if it gave none.
+
+    Raises OpeningRefused ("answered") where the notice asks about another list than the one that was answered.
+    """
+    row = connection.execute(
+        "SELECT digest, sealed FROM answers WHERE task = ? AND round = ?", (notice.task, notice.round)
+    ).fetchone()
+    if row is None:
+        return None
+    if row[0] != notice.digest:
+        raise OpeningRefused(f"round {notice.round} of {notice.task} was answered for another list", reason="answered")
+    return Share(notice.task, notice.round, bytes(row[1]))
+
+
+def read_request(notice: OpeningNotice, blob: bytes) -> OpeningRequest:
+    """The request whose digest the signed notice names. Raises RemoteProtocolError."""
+    if len(blob) != notice.size or hashlib.sha256(blob).digest() != notice.digest:
+        raise OpeningRefused("the opening request is not the one the notice names", reason="digest")
+    request = codec.unpack(blob, OpeningRequest)
+    if (request.task, request.round) != (notice.task, notice.round):
+        raise OpeningRefused("the opening request is about another round", reason="round")
+    return request
+
+
+def answer(
+    connection: sqlite3.Connection,
+    notice: OpeningNotice,
+    request: OpeningRequest,
+    held: HeldOffer | None,
+    *,
+    device: str,
+    secret: X25519PrivateKey,
+    sign_keys: Mapping[str, bytes],
+) -> Share:
+    """Check, add up, seal, store, and only then return the answer. Raises OpeningRefused.
+
+    `held`: the offer with the request's H, as this device verified it; `sign_keys`: device name -> Ed25519 key of the
+    roster that the offer names.
+    """
+    if held is None:
+        raise OpeningRefused("this device did not verify an offer with this hash", reason="unknown-offer")
+    offer = held.offer
+    if (offer.task, offer.round) != (request.task, request.round):
+        raise OpeningRefused("the offer is about another round", reason="unknown-offer")
+    if device not in offer.secagg.committee:
+        raise OpeningRefused("this device is not in the committee of the offer", reason="not-member")
+    body = _sums(held, request, device, secret, sign_keys)
+    sealed = seal_to_round(codec.pack(body), offer.round_key, chunks.share_info(held.offer_hash, device))
+    with transaction(connection):
+        # A second thread or process that came first wins: its answer is the one that counts.
+        if (earlier := stored_answer(connection, notice)) is not None:
+            return earlier
+        connection.execute(
+            "INSERT INTO answers VALUES (?, ?, ?, ?)", (notice.task, notice.round, notice.digest, sealed)
+        )
+    return Share(notice.task, notice.round, sealed)
+
+
+def _sums(
+    held: HeldOffer, request: OpeningRequest, device: str, secret: X25519PrivateKey, sign_keys: Mapping[str, bytes]
+) -> ShareBody:
+    from edge_sdk.protocol.secagg import committee, member
+    from edge_sdk.protocol.secagg.ring import profile
+
+    terms = held.offer.secagg
+    index = terms.committee.index(device)
+    groups = [
+        [member.SealedShare(entry.device, entry.signature, entry.sealed, entry.proof) for entry in group]
+        for group in request.groups
+    ]
+    result = member.answer(
+        profile=profile(terms.profile),
+        plan=committee.plan(len(terms.committee)),
+        offer_hash=held.offer_hash,
+        member=device,
+        index=index,
+        secret=secret,
+        n_min=terms.n_min,
+        roster=sign_keys,
+        groups=groups,
+    )
+    sums = tuple(total.astype("<u2").tobytes() for total in result.sums)
+    return ShareBody(held.offer_hash, result.survivors_hash, index + 1, sums)

@@ -1,0 +1,156 @@
+"""What a device accepts, and where its upload stands: compared with SPEC.md and with hand-made bad offers."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import edge_sdk.protocol
+from edge_sdk import device_round
+from edge_sdk.config import Config
+from edge_sdk.device_round import TRANSITIONS, OwnKeys, Seen, UploadEvent, UploadState, check_offer
+from edge_sdk.protocol.errors import OfferRefused
+from edge_sdk.protocol.messages import Offer, PrivacyTerms, SecAggTerms
+
+NOW = 1_800_000_000
+STATEMENT = b"a statement the authority signed"
+
+
+@dataclass(frozen=True)
+class Entry:
+    device: str
+    sign_key: bytes
+    epoch_key: bytes
+    steward: bool = False
+
+
+ENTRIES = [Entry(f"kiosk-{i}", bytes([i]) * 32, bytes([i + 100]) * 32, steward=i < 6) for i in range(8)]
+UNSEEN = Seen()
+ME = OwnKeys("kiosk-3", bytes([3]) * 32, bytes([103]) * 32)
+
+
+def offer(**changes: object) -> Offer:
+    committee = device_round.committee_of(STATEMENT, ENTRIES, stewards=False)
+    digest = hashlib.sha256(STATEMENT).digest()
+    secagg = SecAggTerms("P24", n_min=5, n_max=8, epoch=1, statement_hash=digest, stewards=False, committee=committee)
+    privacy = PrivacyTerms(
+        "device", 1.0, 1.0, 0.5, 10, 0.1, 1e-5, honest=5, clip=1.0, step=0.01, insecure_without_noise=False
+    )
+    plain = Offer(
+        "f0", "churn", 7, NOW - 5, NOW + 600, (bytes(32),), 1000, bytes(32), 100, secagg, privacy, bytes(1216)
+    )
+    for name, value in changes.items():
+        for part in ("secagg", "privacy"):
+            terms = getattr(plain, part)
+            if name in terms.__struct_fields__:
+                plain = msgspec.structs.replace(plain, **{part: msgspec.structs.replace(terms, **{name: value})})
+                break
+        else:
+            plain = msgspec.structs.replace(plain, **{name: value})
+    return plain
+
+
+def check(
+    candidate: Offer, seen: Seen = UNSEEN, me: OwnKeys = ME, now: int = NOW, entries: list[Entry] = ENTRIES
+) -> None:
+    policy = Config(home=Path("unused"))
+    check_offer(
+        candidate, b"H" * 32, fleet="f0", statement=STATEMENT, entries=entries, me=me, policy=policy, seen=seen, now=now
+    )  # fmt: skip
+
+
+def test_a_good_offer_is_accepted():
+    check(offer())
+
+
+REFUSED = [
+    ({"n_min": 4}, "cohort"),
+    ({"n_max": 5, "n_min": 6}, "cohort"),
+    ({"closes_at": NOW}, "closed"),
+    ({"closes_at": NOW + 8 * 86_400}, "closed"),
+    ({"step": 1e-7}, "sizing"),
+    ({"noise_multiplier": 1e9}, "sizing"),
+    ({"honest": 6}, "honest"),
+    ({"noise_multiplier": 0.0}, "privacy"),
+    ({"insecure_without_noise": True}, "privacy"),
+    ({"delta": 0.01}, "privacy"),
+    ({"committee": tuple(f"kiosk-{i}" for i in range(5))}, "committee"),
+    ({"stewards": True}, "committee"),
+    ({"fleet": "f1"}, "fleet"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), REFUSED)
+def test_an_offer_that_breaks_a_rule_is_refused_with_its_reason(changes, reason):
+    with pytest.raises(OfferRefused) as refused:
+        check(offer(**changes))
+    assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [
+        (Seen(uploaded_round=7, uploaded_hash=b"H" * 32), "round"),
+        (Seen(uploaded_round=8, uploaded_hash=b"x" * 32), "round"),
+        (Seen(uploaded_round=7, uploaded_hash=b"x" * 32), "equivocation"),
+        (Seen(held_hash=b"x" * 32), "equivocation"),
+    ],
+)
+def test_an_old_round_or_a_second_story_about_one_is_refused(seen, reason):
+    with pytest.raises(OfferRefused) as refused:
+        check(offer(), seen)
+    assert refused.value.reason == reason
+
+
+def test_a_device_that_the_roster_does_not_name_with_its_own_keys_takes_no_part():
+    for me in (
+        OwnKeys("stranger", ME.sign_key, ME.epoch_key),
+        OwnKeys(ME.device, bytes(32), ME.epoch_key),
+        OwnKeys(ME.device, ME.sign_key, bytes(32)),
+    ):
+        with pytest.raises(OfferRefused, match="own keys"):
+            check(offer(), me=me)
+
+
+def test_the_committee_of_stewards_has_no_other_device():
+    committee = device_round.committee_of(STATEMENT, ENTRIES, stewards=True)
+    assert committee == tuple(f"kiosk-{i}" for i in range(6))
+    check(offer(stewards=True, committee=committee))
+
+
+def test_a_roster_too_small_for_a_committee_is_refused():
+    with pytest.raises(OfferRefused) as refused:
+        check(offer(), entries=ENTRIES[:4])
+    assert refused.value.reason == "committee"
+
+
+def test_the_noise_of_one_device_is_its_share_of_the_whole():
+    terms = offer().privacy
+    assert device_round.device_sigma(offer()) == pytest.approx(
+        terms.noise_multiplier * terms.clip / terms.step / math.sqrt(terms.honest)
+    )
+    assert device_round.device_sigma(offer(unit="record")) == 0.0
+
+
+def test_the_transition_table_is_the_one_of_the_specification():
+    text = (Path(edge_sdk.protocol.__file__).parent / "SPEC.md").read_text(encoding="utf-8")
+    table = text.split("| Device state | event | next |\n|---|---|---|\n")[1].split("\n\n")[0]
+    specified = {}
+    for line in table.splitlines():
+        states, events, following = (cell.strip() for cell in line.strip("|").split("|"))
+        names = [e.value for e in UploadEvent]
+        for event in [events] if events in names else [e.strip() for e in events.split(", ")]:
+            for state in re.split(r",\s*", states):
+                specified[UploadState(state), UploadEvent(event)] = UploadState(following)
+    assert specified == TRANSITIONS
+
+
+def test_nothing_moves_a_final_state():
+    for state in (UploadState.ACCEPTED, UploadState.REFUSED, UploadState.EXPIRED):
+        assert {device_round.step(state, event) for event in UploadEvent} == {state}
