@@ -250,4 +250,6 @@ class Store:
 
 
 def _round(row: Sequence[Any]) -> RoundRow:
-    return RoundRow(*row[:12], json.loads(row[12]), row[13])
+    values = [*row]
+    values[12] = json.loads(row[12])
+    return RoundRow(*values)

@@ -1,0 +1,62 @@
+"""From the opened sum to the next checkpoint. numpy only; writes the ONNX bytes without torch or onnx. Pure.
+
+Federated averaging (McMahan et al. 2017, algorithm 1) with equal weights: an example count would betray a record.
+Refuses a result that is not finite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from aggregator.errors import ModelRefused
+from edge_sdk.artifact.errors import ArtifactError
+from edge_sdk.artifact.weights import read_vector, write_vector
+from edge_sdk.protocol.messages import PrivacyTerms
+from edge_sdk.protocol.quantize import dequantize
+
+ROUND: str = "fl.round"
+LINEAGE: str = "fl.lineage"
+PRIVACY: str = "fl.privacy"
+TASK: str = "fl.task"
+
+
+def average(
+    model: bytes,
+    total: npt.NDArray[np.int64],
+    *,
+    step: float,
+    devices: int,
+    server_learning_rate: float,
+    metadata: Mapping[str, str],
+) -> bytes:
+    """The model moved by the mean update: weights + rate * step * total / devices.
+
+    `total`: int64 [d], the opened sum in quantisation steps. The same input gives the same bytes. Raises ModelRefused.
+    """
+    weights = read_vector(model).astype(np.float64)
+    mean = dequantize(total, step, devices).astype(np.float64)
+    try:
+        moved = (weights + server_learning_rate * mean).astype(np.float32)
+        return write_vector(model, moved, {**metadata, LINEAGE: hashlib.sha256(model).hexdigest()})
+    except ArtifactError as error:
+        raise ModelRefused(f"the averaged model is refused: {error}", "lower the rate", reason=error.reason) from error
+
+
+def privacy_statement(terms: PrivacyTerms, epsilon: float | None, rounds: int) -> str:
+    """One sentence for the model's card: the number, the unit, and against whom it holds."""
+    if epsilon is None or not math.isfinite(epsilon):
+        return "no differential privacy: the task runs insecure_without_noise"
+    against = (
+        "against everyone, the aggregator included"
+        if terms.unit == "record"
+        else f"against the aggregator, by secure aggregation, with at least {terms.honest} honest devices in each sum"
+    )
+    return (
+        f"({epsilon:.4g}, {terms.delta:g})-differential privacy for each {terms.unit} after {rounds} rounds, "
+        f"add-or-remove adjacency, Renyi accountant, {against}"
+    )

@@ -1,0 +1,92 @@
+"""The running sum of one round, exactly once through any crash (SPEC 6.6). Reads no clock.
+
+The snapshot is written beside the old one; then one transaction names it and marks the uploads in it; only then do
+their files go. A restart adds to the named snapshot exactly the accepted uploads that are not marked.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aggregator.errors import HomeRefused
+from aggregator.home import Home
+from aggregator.releases.durable import write_durably
+from aggregator.round_terms import RoundTerms
+from aggregator.spool import SpoolFile, disk_full_is_said
+from aggregator.store.store import Store
+from edge_sdk.protocol.secagg.client import MaskedUpload
+from edge_sdk.protocol.secagg.residues import RunningSum
+
+SNAPSHOT_UPLOADS: Final = 16
+SNAPSHOT_S: Final = 2.0
+
+
+class DurableSum:
+    """A running sum and the uploads that its last snapshot does not hold yet."""
+
+    def __init__(self, store: Store, home: Home, terms: RoundTerms) -> None:
+        """Take up the round's last snapshot. Raises HomeRefused where a file that the tables name is missing."""
+        self._store, self._home, self._terms = store, home, terms
+        row = store.round(*terms.name)
+        self._snapshot = row.snapshot
+        self.total = RunningSum(terms.profile, terms.length)
+        if row.snapshot:
+            data = _read(home, row.snapshot)
+            self.total = RunningSum.restore(terms.profile, terms.length, data, row.summed)
+        self._pending: list[SpoolFile] = []
+        self._since = 0.0
+
+    @property
+    def pending(self) -> int:
+        """Uploads added and not yet in a snapshot."""
+        return len(self._pending)
+
+    def add(self, upload: SpoolFile, now: float) -> None:
+        """Add an upload that is accepted in the tables."""
+        data = upload.read()
+        decoded = MaskedUpload.decode(
+            data, profile=self._terms.profile, plan=self._terms.plan, length=self._terms.length
+        )
+        self.total.add(decoded.residues)
+        upload.close()
+        self._since = self._since if self._pending else now
+        self._pending.append(upload)
+
+    def due(self, now: float) -> bool:
+        """Is it time for a snapshot?"""
+        return bool(self._pending) and (len(self._pending) >= SNAPSHOT_UPLOADS or now - self._since >= SNAPSHOT_S)
+
+    def snapshot(self) -> None:
+        """Make the sum durable and let the uploads in it go. Raises DiskFull: everything stays as it was."""
+        if not self._pending:
+            return
+        task, number = self._terms.name
+        name = f"{task}-{number}-{self.total.count}.sum"
+        with disk_full_is_said():
+            write_durably(self._home.sums / name, self.total.snapshot(), mode=0o600)
+        with self._store.transaction():
+            self._store.set_round(task, number, snapshot=name, summed=self.total.count)
+            for upload in self._pending:
+                self._store.set_upload(bytes.fromhex(upload.path.stem), state="summed")
+        if self._snapshot:
+            (self._home.sums / self._snapshot).unlink(missing_ok=True)
+        for upload in self._pending:
+            upload.remove()
+        self._snapshot, self._pending = name, []
+
+    def forget(self) -> None:
+        """The round is over: the sum goes too."""
+        for upload in self._pending:
+            upload.remove()
+        self._pending = []
+        if self._snapshot:
+            (self._home.sums / self._snapshot).unlink(missing_ok=True)
+
+
+def _read(home: Home, name: str) -> bytes:
+    try:
+        return (home.sums / name).read_bytes()
+    except FileNotFoundError as error:
+        raise HomeRefused(
+            f"the running sum {name} is gone from {home.sums}", "restore the home directory as one whole", reason="sum"
+        ) from error
