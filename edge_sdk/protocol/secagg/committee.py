@@ -100,8 +100,11 @@ def check_headroom(ring: Profile, devices: int, bound: int, sigma_dp: float) -> 
     `bound`: the largest |x_i| of a device in steps; `sigma_dp`: standard deviation of its noise in steps. Holds up to
     the 6.5 sigma of the noise; the inputs are bounded outright.
     """
+    if devices < 1 or bound < 0:
+        raise SizingRefused("a round has devices, and their inputs a bound", reason="headroom")
     noise = TAIL * math.sqrt(devices) * math.sqrt(FLOOR_SIGMA**2 + sigma_dp**2)
-    if devices < 1 or bound < 0 or not ring.modulus / 2 > devices * bound + noise:
+    # Written so that a noise that is not a number refuses too.
+    if not ring.modulus / 2 > devices * bound + noise:
         raise SizingRefused(
             f"{devices} devices of {bound} steps with noise {sigma_dp:.4g} do not fit {ring.name}; "
             "take a larger step or a larger profile",

@@ -21,9 +21,18 @@ from edge_sdk.protocol.secagg.shamir import recover, share
 SEED: Final = bytes(range(32))
 # SHA-256 of the wire form of block 1 times a secret, for a device's secret and for the largest sum of secrets.
 EXPECTED: Final = {
-    "P16": ("", ""),
-    "P24": ("", ""),
-    "P32": ("", ""),
+    "P16": (
+        "ac4d1518371e53a45e89a4e7cb37017a6cd0b7b246ef4e6dcdf182a6498331bd",
+        "e3f837c48808064df068b5e6fedbd5397a921fa43bb05e9a26f2b96a86c41b51",
+    ),
+    "P24": (
+        "891700cd6830a2b1cf47bc67253972d82302518a39614e5cda151d64e1f5e838",
+        "9f06fbfeeefa3ca11bc9c98949aea17e06a056f67c4663003cd2923028205169",
+    ),
+    "P32": (
+        "ddf49a52b422041b1b43c63bf6550031078595fad935edf7ddf18fe55cf2bac0",
+        "4c53afc0fb8dc76c7a8f2bb054ed89af6bae3b2eb4bb564b2d36a89c1a2eb357",
+    ),
 }
 
 
