@@ -1,0 +1,158 @@
+"""What goes to the training process and what comes back. Imports no torch; secrets hide in repr.
+
+A plan without noise is refused for the record unit unless it says so by an ugly name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+_DTYPES: Final = ("float32", "int64", "int32", "bool")
+
+
+class TrainingFailed(Exception):
+    """Training gave no update. `reason` is a kebab-case word for counters and logs."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class TrainingPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How one round trains.
+
+    unit: "record" clips each record's gradient to `max_grad_norm`; "device" trains plainly, and the whole
+        update is clipped and noised later, in protection.
+    placement, for the record unit: "local" adds noise of `noise_multiplier` times the clip at every step here;
+        "shared" takes one step and returns the sum of the clipped gradients, which is noised in protection.
+    batch_size: expected records a step; each record is drawn with probability batch_size / records.
+    """
+
+    unit: Literal["record", "device"]
+    learning_rate: float
+    steps: int
+    batch_size: int
+    max_grad_norm: float = 1.0
+    noise_multiplier: float = 0.0
+    placement: Literal["local", "shared"] = "local"
+    insecure_without_noise: bool = False
+
+
+class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An array on the wire: C order, little-endian."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    @classmethod
+    def of(cls, array: Array) -> Tensor:
+        """Copy an array of an allowed type. Raises ValueError for another."""
+        if array.dtype.name not in _DTYPES:
+            raise ValueError(f"arrays of {array.dtype.name} are not sent to training: use one of {_DTYPES}")
+        return cls(array.dtype.name, array.shape, np.ascontiguousarray(array).tobytes())
+
+    def array(self) -> Array:
+        """A writable copy. Raises ValueError where data, shape and type do not fit."""
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"array of {self.dtype}")
+        return np.frombuffer(self.data, self.dtype).reshape(self.shape).copy()
+
+
+class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="frame", tag="job"):
+    """One round's training. `key`: 32 bytes of operating-system entropy, for this job only."""
+
+    model: bytes
+    features: dict[str, Tensor]
+    labels: Tensor
+    plan: TrainingPlan
+    key: bytes
+
+    def __repr__(self) -> str:
+        return f"Job(plan={self.plan}, records={self.labels.shape[0]}, ...)"
+
+
+class Cancel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="frame", tag="cancel"):
+    """Stop between two batches."""
+
+
+class Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="frame", tag="progress"):
+    """`step` of `steps` is done."""
+
+    step: int
+    steps: int
+
+
+class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the accountant needs: rate, noise multiplier of what was added *here*, steps taken."""
+
+    q: float
+    noise_multiplier: float
+    steps: int
+
+
+class Done(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="frame", tag="done"):
+    """The update (float32, little-endian), its sampling and the mean loss before training."""
+
+    update: bytes
+    sampling: Sampling
+    loss: float
+    records: int
+
+
+class Failed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="frame", tag="failed"):
+    """No update, and why."""
+
+    reason: str
+    message: str
+
+
+Request = Job | Cancel
+Reply = Progress | Done | Failed
+
+
+class TrainResult(msgspec.Struct, frozen=True):
+    """What a round's training gives: an update float32 [d] in the order of the model's trainable list.
+
+    For the shared placement the update is minus the sum of clipped gradients, not yet divided or noised.
+    """
+
+    update: npt.NDArray[np.float32]
+    sampling: Sampling
+    loss: float
+    records: int
+
+
+def job(model: bytes, features: Mapping[str, Array], labels: Array, plan: TrainingPlan, key: bytes) -> Job:
+    """Check and pack. Raises TrainingFailed for an empty data set or an impossible plan."""
+    check_plan(plan)
+    if len(labels) == 0:
+        raise TrainingFailed("no-examples", "there are no examples to train on: wait until some are recorded")
+    for name, array in features.items():
+        if len(array) != len(labels):
+            raise TrainingFailed("wrong-shape", f"{name!r} has {len(array)} rows for {len(labels)} labels")
+    packed = {name: Tensor.of(array) for name, array in features.items()}
+    return Job(model, packed, Tensor.of(labels), plan, key)
+
+
+def check_plan(plan: TrainingPlan) -> None:
+    """Raise TrainingFailed for a plan that cannot run or that would add no noise by accident."""
+    numbers = (plan.learning_rate, plan.max_grad_norm)
+    if not all(math.isfinite(number) and number > 0 for number in numbers):
+        raise TrainingFailed("plan", "learning rate and clip must be finite and above 0")
+    if plan.steps < 1 or plan.batch_size < 1 or not 0 <= plan.noise_multiplier < math.inf:
+        raise TrainingFailed("plan", "a plan needs at least one step, one record a batch and a noise of 0 or more")
+    local_record = plan.unit == "record" and plan.placement == "local"
+    if local_record and plan.noise_multiplier == 0 and not plan.insecure_without_noise:
+        raise TrainingFailed("no-noise", "the record unit needs noise: set a noise multiplier above 0")
+    if not local_record and plan.noise_multiplier != 0:
+        raise TrainingFailed("plan", "noise is added here only for the record unit with local placement")
+    if plan.placement == "shared" and (plan.unit, plan.steps) != ("record", 1):
+        raise TrainingFailed("plan", "shared placement is one step of the record unit")
