@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from edge_sdk.protocol.errors import LocalProtocolError, OfferRefused, ProtocolError
 from edge_sdk.protocol.messages import Offer
+from edge_sdk.protocol.roster import Roster, RosterEntry
 
 LONGEST_ROUND_S: Final = 7 * 86_400
 
@@ -77,19 +78,6 @@ class Policy(Protocol):
     def units(self) -> tuple[str, ...]: ...
     @property
     def insecure_without_noise(self) -> bool: ...
-
-
-class RosterEntry(Protocol):
-    """A device as the authority states it."""
-
-    @property
-    def device(self) -> str: ...
-    @property
-    def sign_key(self) -> bytes: ...
-    @property
-    def epoch_key(self) -> bytes: ...
-    @property
-    def steward(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,26 +157,30 @@ def check_upload(offer: Offer, policy: Policy, seen: Seen) -> None:
     check_privacy(offer, policy)
 
 
-def committee_of(statement: bytes, entries: Sequence[RosterEntry], stewards: bool) -> tuple[str, ...]:
+def committee_of(seed: bytes, entries: Sequence[RosterEntry], stewards: bool) -> tuple[str, ...]:
     """The committee every device computes for itself (SPEC 7.3). Raises CommitteeRefused."""
-    import hashlib
-
     from edge_sdk.protocol.secagg import committee
 
     eligible = sorted(entry.device for entry in entries if entry.steward or not stewards)
-    seed = hashlib.sha256(b"committee" + statement).digest()
     return tuple(committee.draw(seed, eligible, committee.members_for(len(eligible))))
 
 
-def check_roster(offer: Offer, statement: bytes, entries: Sequence[RosterEntry], me: OwnKeys) -> None:
-    """This device is in the verified roster with its own keys, and the committee is the one that follows from it."""
-    from edge_sdk.protocol.secagg import committee
-
-    mine = next((entry for entry in entries if entry.device == me.device), None)
+def check_roster(offer: Offer, roster: Roster, me: OwnKeys) -> None:
+    """The roster is the offer's, names this device with its own keys, and gives the offer's committee."""
+    terms = offer.secagg
+    if (roster.statement_hash, roster.epoch) != (terms.statement_hash, terms.epoch):
+        raise OfferRefused("the roster is not the one that the offer names", reason="roster")
+    mine = next((entry for entry in roster.entries if entry.device == me.device), None)
     if mine is None or (mine.sign_key, mine.epoch_key) != (me.sign_key, me.epoch_key):
         raise OfferRefused("the roster does not name this device with its own keys", reason="roster")
+    _check_committee(offer, roster)
+
+
+def _check_committee(offer: Offer, roster: Roster) -> None:
+    from edge_sdk.protocol.secagg import committee
+
     try:
-        expected = committee_of(statement, entries, offer.secagg.stewards)
+        expected = committee_of(roster.seed, roster.entries, offer.secagg.stewards)
         committee.plan(len(expected))
     except LocalProtocolError as error:
         raise OfferRefused(f"no committee follows from the roster: {error}", reason="committee") from error
@@ -201,8 +193,7 @@ def check_offer(
     offer_hash: bytes,
     *,
     fleet: str,
-    statement: bytes,
-    entries: Sequence[RosterEntry],
+    roster: Roster,
     me: OwnKeys,
     policy: Policy,
     seen: Seen,
@@ -211,4 +202,4 @@ def check_offer(
     """All of SPEC 7.1 that needs no file, budget or model. The roster must have been verified. Raises OfferRefused."""
     check_terms(offer, offer_hash, fleet=fleet, min_cohort=policy.min_cohort, seen=seen, now=now)
     check_upload(offer, policy, seen)
-    check_roster(offer, statement, entries, me)
+    check_roster(offer, roster, me)

@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import edge_sdk.protocol
 from edge_sdk import device_round
 from edge_sdk.config import Config
 from edge_sdk.device_round import TRANSITIONS, OwnKeys, Seen, UploadEvent, UploadState, check_offer
+from edge_sdk.protocol import roster
 from edge_sdk.protocol.errors import OfferRefused
 from edge_sdk.protocol.messages import Offer, PrivacyTerms, SecAggTerms
+from edge_sdk.protocol.roster import Roster, RosterEntry
 
 NOW = 1_800_000_000
-STATEMENT = b"a statement the authority signed"
+AUTHORITY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+ENTRIES = [RosterEntry(f"kiosk-{i}", bytes([i]) * 32, bytes([i + 100]) * 32, steward=i < 6) for i in range(8)]
 
 
-@dataclass(frozen=True)
-class Entry:
-    device: str
-    sign_key: bytes
-    epoch_key: bytes
-    steward: bool = False
+def roster_of(entries: list[RosterEntry]) -> Roster:
+    signed = roster.sign(
+        roster.freeze(entries), AUTHORITY, fleet="f0", epoch=1, beacon=bytes(32), issued_at=NOW, expires_at=NOW + 900
+    )
+    public = AUTHORITY.public_key().public_bytes_raw()
+    return roster.verify(
+        signed.statement, signed.signature, public, fleet="f0", entries=signed.entries, now=NOW, min_epoch=1
+    )
 
 
-ENTRIES = [Entry(f"kiosk-{i}", bytes([i]) * 32, bytes([i + 100]) * 32, steward=i < 6) for i in range(8)]
+ROSTER = roster_of(ENTRIES)
 UNSEEN = Seen()
 ME = OwnKeys("kiosk-3", bytes([3]) * 32, bytes([103]) * 32)
 
 
 def offer(**changes: object) -> Offer:
-    committee = device_round.committee_of(STATEMENT, ENTRIES, stewards=False)
-    digest = hashlib.sha256(STATEMENT).digest()
+    committee = device_round.committee_of(ROSTER.seed, ENTRIES, stewards=False)
+    digest = ROSTER.statement_hash
     secagg = SecAggTerms("P24", n_min=5, n_max=8, epoch=1, statement_hash=digest, stewards=False, committee=committee)
     privacy = PrivacyTerms(
         "device", 1.0, 1.0, 0.5, 10, 0.1, 1e-5, honest=5, clip=1.0, step=0.01, insecure_without_noise=False
@@ -56,12 +60,10 @@ def offer(**changes: object) -> Offer:
     return plain
 
 
-def check(
-    candidate: Offer, seen: Seen = UNSEEN, me: OwnKeys = ME, now: int = NOW, entries: list[Entry] = ENTRIES
-) -> None:
+def check(candidate: Offer, seen: Seen = UNSEEN, me: OwnKeys = ME, now: int = NOW, known: Roster = ROSTER) -> None:
     policy = Config(home=Path("unused"))
     check_offer(
-        candidate, b"H" * 32, fleet="f0", statement=STATEMENT, entries=entries, me=me, policy=policy, seen=seen, now=now
+        candidate, b"H" * 32, fleet="f0", roster=known, me=me, policy=policy, seen=seen, now=now
     )  # fmt: skip
 
 
@@ -119,15 +121,22 @@ def test_a_device_that_the_roster_does_not_name_with_its_own_keys_takes_no_part(
 
 
 def test_the_committee_of_stewards_has_no_other_device():
-    committee = device_round.committee_of(STATEMENT, ENTRIES, stewards=True)
+    committee = device_round.committee_of(ROSTER.seed, ENTRIES, stewards=True)
     assert committee == tuple(f"kiosk-{i}" for i in range(6))
     check(offer(stewards=True, committee=committee))
 
 
 def test_a_roster_too_small_for_a_committee_is_refused():
+    few = roster_of(ENTRIES[:4])
     with pytest.raises(OfferRefused) as refused:
-        check(offer(), entries=ENTRIES[:4])
+        check(offer(statement_hash=few.statement_hash), known=few)
     assert refused.value.reason == "committee"
+
+
+def test_another_roster_than_the_one_the_offer_names_is_refused():
+    with pytest.raises(OfferRefused) as refused:
+        check(offer(), known=roster_of(ENTRIES[:7]))
+    assert refused.value.reason == "roster"
 
 
 def test_the_noise_of_one_device_is_its_share_of_the_whole():

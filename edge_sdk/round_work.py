@@ -1,0 +1,322 @@
+"""The slow half of a round: judge an offer, train, protect, release to the outbox. Blocks; runs on the work thread.
+
+Reads no clock (the verified time is an argument) and draws no randomness (entropy is passed in). Refuses an offer by
+SPEC 7.1 and by the device's own policy; a charge to the privacy ledger and the upload it pays for commit together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_sdk import device_round
+from edge_sdk.config import Config
+from edge_sdk.device_db import fact, raise_fact
+from edge_sdk.device_round import OwnKeys
+from edge_sdk.examples_store import Example, ExamplesStore
+from edge_sdk.held_offers import HeldOffers
+from edge_sdk.outbox import Outbox, seal_upload
+from edge_sdk.privacy import accounting
+from edge_sdk.privacy.ledger import BudgetSpent, Ledger
+from edge_sdk.privacy.mechanism import SkellamSampler
+from edge_sdk.protocol import codec, roster
+from edge_sdk.protocol.errors import OfferRefused, RemoteProtocolError
+from edge_sdk.protocol.messages import MAX_LENGTH, Offer, PrivacyTerms
+from edge_sdk.protocol.quantize import l2_bound, quantize
+from edge_sdk.protocol.roster import Roster
+from edge_sdk.protocol.secagg import client, committee, ring
+from edge_sdk.protocol.secagg.keystream import Keystream
+
+if TYPE_CHECKING:
+    from edge_sdk.artifact.schema import Schema
+    from edge_sdk.training.jobs import TrainingPlan, TrainResult
+
+MAX_ROSTER_BYTES: Final = 32 * 2**20
+
+log = logging.getLogger("edge_sdk")
+Fetch = Callable[[str, int], bytes]  # path, most bytes -> the blob; raises BlobError
+Train = Callable[["TrainingInput", Callable[[], bool]], "TrainResult"]  # raises TrainingFailed
+
+
+class NotNow(Exception):
+    """Nothing is wrong with the offer, but not at this moment; asked again while the round is open."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingInput:
+    """A model (ONNX bytes), its inputs and targets, and how to train. `key`: 32 fresh bytes for this job only."""
+
+    model: bytes
+    features: dict[str, npt.NDArray[Any]]
+    labels: npt.NDArray[Any]
+    plan: TrainingPlan
+    key: bytes
+
+    def __repr__(self) -> str:
+        return f"TrainingInput({len(self.labels)} examples, ...)"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Who acts, and with what."""
+
+    fleet: str
+    keys: OwnKeys
+    authority_key: bytes
+    sign: Callable[[bytes], bytes]
+    entropy: Callable[[int], bytes]
+
+
+class RoundWork:
+    """One device's work on offers. One thread owns it, with a database connection of its own."""
+
+    def __init__(
+        self,
+        device: Device,
+        config: Config,
+        connection: sqlite3.Connection,
+        examples: ExamplesStore,
+        *,
+        fetch: Fetch,
+        train: Train,
+        locked_graph: Callable[[str], bytes],
+    ) -> None:
+        """`locked_graph(task)`: the graph digest that the offline key signed. Raises OtaError for none."""
+        self._device, self._config, self._db, self._examples = device, config, connection, examples
+        self._fetch, self._train, self._locked_graph = fetch, train, locked_graph
+        self._held = HeldOffers(connection)
+        self._ledger = Ledger(connection)
+
+    def judge(self, frame: bytes, offer: Offer, now: int) -> None:
+        """Check what binds a committee member too, then keep the offer. Raises RemoteProtocolError, BlobError."""
+        digest = codec.offer_hash(frame)
+        if self._held.find(digest) is not None:
+            return
+        seen = self._held.seen(offer.task, offer.round)
+        fleet, least = self._device.fleet, self._config.min_cohort
+        device_round.check_terms(offer, digest, fleet=fleet, min_cohort=least, seen=seen, now=now)
+        blob, verified = self._roster(offer, now)
+        device_round.check_roster(offer, verified, self._device.keys)
+        self._held.hold(frame, offer, blob)
+        raise_fact(self._db, "epoch", verified.epoch)
+
+    def _roster(self, offer: Offer, now: int) -> tuple[bytes, Roster]:
+        terms = offer.secagg
+        blob = self._held.roster_blob(terms.statement_hash) or self._fetch(f"roster/{terms.epoch}", MAX_ROSTER_BYTES)
+        try:
+            signed = roster.from_blob(blob)
+            verified = roster.verify(
+                signed.statement,
+                signed.signature,
+                self._device.authority_key,
+                fleet=self._device.fleet,
+                entries=signed.entries,
+                now=now,
+                min_epoch=fact(self._db, "epoch"),
+            )
+        except RemoteProtocolError as error:
+            raise OfferRefused(f"the roster does not hold: {error}", reason="roster") from error
+        return blob, verified
+
+    def take_part(self, frame: bytes, offer: Offer, cancelled: Callable[[], bool]) -> int:
+        """Train, protect and release one upload; returns its size in bytes.
+
+        Raises OfferRefused (final), NotNow (ask again), BlobError, TrainingFailed, OtaError, OSError (disk full).
+        """
+        digest = codec.offer_hash(frame)
+        device_round.check_upload(offer, self._config, self._held.seen(offer.task, offer.round))
+        examples = self._examples.read(offer.task)
+        self._check_affordable(offer, len(examples))
+        model = self._model(offer)
+        values = self._trained(offer, model, examples, cancelled)
+        plaintext = self._masked(offer, digest, values.update)
+        upload = seal_upload(
+            plaintext,
+            task=offer.task,
+            round_number=offer.round,
+            closes_at=offer.closes_at,
+            offer_hash=digest,
+            device=self._device.keys.device,
+            round_key=offer.round_key,
+            entropy=self._device.entropy,
+        )
+        q = values.sampling.q if offer.privacy.unit == "record" else 1.0
+        Outbox.commit(self._db, self._config.home / "outbox", upload, lambda: self._charge(offer, q))
+        return len(plaintext)
+
+    # -- privacy ---------------------------------------------------------------------------------------------------
+
+    def _check_affordable(self, offer: Offer, examples: int) -> None:
+        """Enough examples, and enough budget left, before anything is fetched or trained."""
+        terms = offer.privacy
+        if examples < self._config.min_examples or examples * terms.sample_rate < 1:
+            least = max(self._config.min_examples, math.ceil(1 / terms.sample_rate))
+            raise NotNow(f"{examples} examples of {offer.task}, {least} are needed", reason="examples")
+        q = batch_size(terms, examples) / examples
+        try:
+            self._check_budget(offer, spend(terms, offer.length, q))
+        except BudgetSpent as error:
+            raise OfferRefused(str(error), reason="privacy") from error
+
+    def _check_budget(self, offer: Offer, cost: accounting.Spend) -> None:
+        terms = offer.privacy
+        if not terms.insecure_without_noise:
+            self._ledger.check(offer.task, terms.unit, cost, self._config.max_epsilon, terms.delta)
+
+    def _charge(self, offer: Offer, q: float) -> None:
+        """Inside the transaction that releases the upload. What was sampled is charged, not what was offered."""
+        terms = offer.privacy
+        if terms.insecure_without_noise:
+            log.warning(
+                "round %d of %s: an update without noise is released, as the settings allow", offer.round, offer.task
+            )
+            return
+        cost = spend(terms, offer.length, q)
+        self._check_budget(offer, cost)
+        self._ledger.charge(offer.task, terms.unit, offer.round, cost)
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def _model(self, offer: Offer) -> bytes:
+        """The checkpoint to train on, checked as an artefact and against the locked graph."""
+        from edge_sdk.artifact.errors import ArtifactError
+        from edge_sdk.artifact.graph_lock import graph_digest
+        from edge_sdk.artifact.safety import check_model
+
+        if offer.graph_digest != self._locked_graph(offer.task):
+            raise OfferRefused("the graph is not the one that the offline key locked", reason="graph")
+        limit = min(offer.model_bytes, self._config.max_model_mib * 2**20)
+        data = self._checkpoint(offer.models[0], limit)
+        try:
+            check_model(data, limit)
+            digest = graph_digest(data)
+        except ArtifactError as error:
+            raise OfferRefused(f"the checkpoint is not fit to train on: {error}", reason="model") from error
+        if digest != offer.graph_digest:
+            raise OfferRefused("the checkpoint has another graph than the offer says", reason="graph")
+        return data
+
+    def _checkpoint(self, sha256: bytes, limit: int) -> bytes:
+        cached = self._config.home / "checkpoint.onnx"
+        data = _read(cached)
+        if hashlib.sha256(data).digest() == sha256:
+            return data
+        data = self._fetch(f"checkpoint/{sha256.hex()}", limit)
+        if hashlib.sha256(data).digest() != sha256:
+            raise OfferRefused("the checkpoint has another hash than the offer says", reason="model")
+        partial = cached.with_suffix(".part")
+        partial.write_bytes(data)
+        partial.replace(cached)
+        return data
+
+    def _trained(
+        self, offer: Offer, model: bytes, examples: Sequence[Example], cancelled: Callable[[], bool]
+    ) -> TrainResult:
+        from edge_sdk.artifact.features import features, labels
+        from edge_sdk.artifact.names import SCHEMA
+        from edge_sdk.artifact.schema import Schema
+        from edge_sdk.artifact.weights import metadata
+
+        schema = Schema.from_json(metadata(model)[SCHEMA])
+        fitting = [example for example in examples if _fits(schema, example)]
+        if len(fitting) < len(examples):
+            log.warning("%d examples of %s do not fit the model's schema", len(examples) - len(fitting), offer.task)
+        self._check_affordable(offer, len(fitting))
+        inputs = features(schema, [example.fields for example in fitting])
+        targets = labels(schema, [example.label for example in fitting])
+        plan = training_plan(offer.privacy, len(fitting))
+        result = self._train(TrainingInput(model, inputs, targets, plan, self._device.entropy(32)), cancelled)
+        if len(result.update) != offer.length:
+            raise OfferRefused(f"the update has {len(result.update)} values, the offer {offer.length}", reason="length")
+        return result
+
+    # -- protection ------------------------------------------------------------------------------------------------
+
+    def _masked(self, offer: Offer, digest: bytes, update: npt.NDArray[np.float32]) -> bytes:
+        """Clip, quantise, add the device's share of the noise, mask: the upload's plaintext (SPEC 6.1)."""
+        terms, entropy = offer.privacy, self._device.entropy
+        values = quantize(update, terms.clip, terms.step, Keystream(entropy(32)))
+        sigma = device_round.device_sigma(offer)
+        noise = SkellamSampler(sigma**2).draw(len(values), Keystream(entropy(32))) if sigma > 0 else None
+        blob = self._held.roster_blob(offer.secagg.statement_hash)
+        assert blob is not None, "judge keeps the roster before anything is trained"
+        keys = {entry.device: entry.epoch_key for entry in roster.from_blob(blob).entries}
+        upload = client.protect(
+            profile=ring.profile(offer.secagg.profile),
+            plan=committee.plan(len(offer.secagg.committee)),
+            offer_hash=digest,
+            device=self._device.keys.device,
+            members=[client.Member(name, keys[name]) for name in offer.secagg.committee],
+            values=values,
+            noise=noise,
+            sign=self._device.sign,
+            entropy=entropy,
+        )
+        return upload.encode()
+
+
+def batch_size(terms: PrivacyTerms, examples: int) -> int:
+    """Expected examples a step: rounded down, so that no more is sampled than the offer states."""
+    return max(1, int(terms.sample_rate * examples))
+
+
+def training_plan(terms: PrivacyTerms, examples: int) -> TrainingPlan:
+    """How this round trains on this device's examples."""
+    from edge_sdk.training.jobs import TrainingPlan
+
+    record = terms.unit == "record" and not terms.insecure_without_noise
+    return TrainingPlan(
+        unit=terms.unit,
+        learning_rate=terms.learning_rate,
+        steps=terms.steps,
+        batch_size=batch_size(terms, examples),
+        max_grad_norm=terms.max_grad_norm,
+        noise_multiplier=terms.noise_multiplier if record else 0.0,
+        insecure_without_noise=terms.insecure_without_noise,
+    )
+
+
+def spend(terms: PrivacyTerms, length: int, q: float) -> accounting.Spend:
+    """What one round costs the unit.
+
+    Record: subsampled Gaussian at rate q. Device: the Skellam noise that `honest` devices add up to, against the norm
+    that the rounding keeps (quantize.l2_bound); no amplification is claimed, every device takes part.
+    """
+    if terms.unit == "record":
+        return accounting.subsampled_gaussian(q, terms.noise_multiplier, terms.steps)
+    assert length <= MAX_LENGTH
+    l2 = l2_bound(terms.clip, terms.step, length)
+    variance = (terms.noise_multiplier * terms.clip / terms.step) ** 2
+    return accounting.skellam(l2, l2 * math.sqrt(length), variance)
+
+
+def _fits(schema: Schema, example: Example) -> bool:
+    from edge_sdk.artifact.errors import RecordError
+    from edge_sdk.artifact.features import features, labels
+
+    try:
+        features(schema, [example.fields])
+        labels(schema, [example.label])
+    except RecordError:
+        return False
+    return True
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
