@@ -8,7 +8,6 @@ It refuses a step out of order, and serves no file whose hash is not the journal
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -24,7 +23,6 @@ QUARANTINED_KEPT = 64
 JOURNAL = "journal.json"
 
 Slot = Literal["a", "b"]
-Write = Callable[[Path, bytes], None]
 
 
 class Phase(StrEnum):
@@ -76,13 +74,10 @@ class Model:
 class Slots:
     """Opened at start of the process, closed at its end; one owner a directory."""
 
-    def __init__(
-        self, directory: Path, bundled: Path | None = None, bundled_version: int = 0, *, write: Write = write_durably
-    ) -> None:
+    def __init__(self, directory: Path, bundled: Path | None = None, bundled_version: int = 0) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._bundled = Model(bundled, bundled_version, _digest(bundled)) if bundled else None
-        self._write = write
         self._journal = self._recovered(self._load())
 
     @property
@@ -213,7 +208,7 @@ class Slots:
 
     def _save(self, **changes: object) -> None:
         journal = msgspec.structs.replace(self._journal, **changes)
-        self._write(self._directory / JOURNAL, msgspec.json.encode(journal))
+        write_durably(self._directory / JOURNAL, msgspec.json.encode(journal))
         self._journal = journal
 
     def _quarantined(self, sha256: str, reason: str) -> dict[str, str]:
