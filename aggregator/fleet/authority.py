@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from aggregator.errors import AggregatorError
 from aggregator.fleet.files import private_directory, read_private, write_private
 from edge_sdk.protocol import topics
 
@@ -36,16 +37,13 @@ SERVICE_DAYS: Final = 90
 DEVICE_DAYS: Final = 30
 CRL_DAYS: Final = 7
 AGGREGATOR: Final = "aggregator-1"
+NAME_HINT: Final = "use 1 to 48 of a-z, 0-9 and '-', no '-' at an end"
 
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
 
-class AuthorityRefused(Exception):
-    """The authority will not sign this, or cannot be opened. `reason` is a stable kebab-case word."""
-
-    def __init__(self, message: str, *, reason: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+class AuthorityRefused(AggregatorError):
+    """The authority will not sign this, or cannot be opened."""
 
 
 class Issued(NamedTuple):
@@ -127,11 +125,13 @@ def create_authority(
     Raises AuthorityRefused for a short passphrase, a bad fleet name or a directory that already holds one.
     """
     if not topics.is_name(fleet):
-        raise AuthorityRefused(f"fleet {fleet!r} is not a name: use a-z, 0-9 and '-'", reason="name")
+        raise AuthorityRefused(f"{fleet!r} is not a fleet's name", NAME_HINT, reason="name")
     if len(passphrase) < 8:
-        raise AuthorityRefused("the root passphrase is too short: give at least 8 bytes", reason="passphrase")
+        raise AuthorityRefused("the root passphrase is too short", "give at least 8 bytes", reason="passphrase")
     if (directory / "issuing.key").exists():
-        raise AuthorityRefused(f"{directory} already holds an authority: open it, or choose another", reason="exists")
+        raise AuthorityRefused(
+            f"{directory} already holds an authority", "open it, or choose another directory", reason="exists"
+        )
     offline = private_directory(private_directory(directory) / "offline")
     root_key, issuing_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     root = _authority_certificate(fleet, "root", root_key, None, now)
@@ -163,14 +163,14 @@ def open_authority(directory: Path, *, now: float) -> Authority:
         hosts = (directory / "hosts").read_text().split()
     except (FileNotFoundError, ValueError) as error:
         raise AuthorityRefused(
-            f"{directory} holds no whole authority ({error}): run `aggregator init`", reason="missing"
+            f"{directory} holds no whole authority ({error})", "run `aggregator init`", reason="missing"
         ) from error
     if not (
         isinstance(key, ec.EllipticCurvePrivateKey)
         and isinstance(roster, ed25519.Ed25519PrivateKey)
         and isinstance(sign, ed25519.Ed25519PrivateKey)
     ):
-        raise AuthorityRefused(f"a key in {directory} has the wrong type: restore it from a copy", reason="key-type")
+        raise AuthorityRefused(f"a key in {directory} has the wrong type", "restore it from a copy", reason="key-type")
     authority = Authority(directory, key, (issuing, root), roster_key=roster, sign_key=sign)
     authority.renew_services(hosts, now=now)
     return authority
@@ -295,13 +295,11 @@ def _read_request(csr_pem: bytes) -> tuple[str, PublicKey]:
         raise AuthorityRefused("the certificate request is not signed by its own key", reason="csr-signature")
     device = str(names[0].value) if len(names) == 1 else ""
     if not topics.is_name(device):
-        raise AuthorityRefused(
-            f"{device!r} is not a device name: use 1 to 48 of a-z, 0-9 and '-', no '-' at an end", reason="name"
-        )
-    if device == "broker" or device.startswith("aggregator"):
-        raise AuthorityRefused(f"the name {device!r} is reserved: choose another", reason="reserved-name")
+        raise AuthorityRefused(f"{device!r} is not a device's name", NAME_HINT, reason="name")
+    if not topics.is_device_name(device):
+        raise AuthorityRefused(f"the name {device!r} is reserved", "choose another", reason="reserved-name")
     if isinstance(key, ed25519.Ed25519PublicKey):
         return device, key
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
         return device, key
-    raise AuthorityRefused("the key is neither P-256 nor Ed25519: make new device keys", reason="key-type")
+    raise AuthorityRefused("the key is neither P-256 nor Ed25519", "make new device keys", reason="key-type")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from aggregator.errors import AggregatorError
 
-class LooseFile(Exception):
+
+class LooseFile(AggregatorError):
     """A secret lies where others can read it."""
 
 
@@ -42,5 +44,7 @@ def read_private(path: Path) -> bytes:
     """Read a secret. Raises LooseFile where group or others may read it, FileNotFoundError where it is missing."""
     mode = path.stat().st_mode & 0o777
     if mode & 0o077:
-        raise LooseFile(f"{path} has mode {mode:04o}, so others can read it: run `chmod 600 {path}`")
+        raise LooseFile(
+            f"{path} has mode {mode:04o}, so others can read it", f"run `chmod 600 {path}`", reason="loose-file"
+        )
     return path.read_bytes()

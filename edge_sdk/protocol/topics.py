@@ -1,4 +1,4 @@
-"""Topics: who may speak where. Pure. Refuses every topic that these functions would not have built (SPEC 2).
+"""Topics: who may speak where. Pure. Refuses every topic that these functions would not have built (SPEC 3).
 
     fl/v1/{fleet}/{shard}/{device}/up/{kind}      written by one device, read by the aggregator
     fl/v1/{fleet}/{shard}/{device}/down/{kind}    written by the aggregator, read by one device
@@ -39,6 +39,11 @@ class Address(msgspec.Struct, frozen=True):
 def is_name(text: str) -> bool:
     """True for 1 to 48 characters of a-z, 0-9 and '-', with no '-' at either end."""
     return _NAME.fullmatch(text) is not None
+
+
+def is_device_name(text: str) -> bool:
+    """True for a name that a device may have: `all`, `broker` and whatever begins with `aggregator` are reserved."""
+    return is_name(text) and text not in ("all", "broker") and not text.startswith("aggregator")
 
 
 def _checked(text: str, what: str) -> str:

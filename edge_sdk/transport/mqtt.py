@@ -199,6 +199,7 @@ class MqttTransport:
             began = self._monotonic()
             try:
                 _Connection(self).serve()
+                self._down("stopped")
             except _OtherVersion:
                 continue
             except _Lost as lost:
