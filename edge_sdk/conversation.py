@@ -1,0 +1,313 @@
+"""What a device and its aggregator say to each other, on the loop thread. Reads no clock, owns no thread, never blocks.
+
+Refuses, counts and logs by reason every message that is not signed by the aggregator for this device, that does not
+belong to its topic, or that answers nothing it asked. A refused message changes nothing (SPEC 4).
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from edge_sdk import member_duty
+from edge_sdk.blobs import BlobError, BlobReader
+from edge_sdk.device_db import count, fact, raise_fact
+from edge_sdk.held_offers import HeldOffers
+from edge_sdk.outbox import Outbox
+from edge_sdk.protocol import codec, roster, topics
+from edge_sdk.protocol.errors import MalformedMessage, RemoteProtocolError, UnexpectedMessage
+from edge_sdk.protocol.messages import (
+    ALL,
+    DOWN,
+    Ack,
+    Ask,
+    Block,
+    Echo,
+    Get,
+    Grant,
+    Heartbeat,
+    Message,
+    ModelHint,
+    Offer,
+    OpeningNotice,
+    Receipt,
+    Refusal,
+    Report,
+    State,
+)
+
+ASK_AGAIN_S: Final = 5.0
+MISSED_ECHOES: Final = 2
+MAX_OPENING_BYTES: Final = 2**28
+MAX_QUEUED: Final = 256
+COUNTER_BITS: Final = 16
+
+log = logging.getLogger("edge_sdk")
+
+
+class Host(Protocol):
+    """What the conversation asks of the client around it; nothing here may block."""
+
+    def publish(self, topic: str, payload: bytes, qos: int) -> bool:
+        """Hand a message to the transport; False while its window is full."""
+
+    def offered(self, frame: bytes, offer: Offer) -> None:
+        """An offer whose signature holds."""
+
+    def hinted(self, task: str) -> None:
+        """There may be a new release of a task."""
+
+    def active_models(self) -> dict[str, bytes]:
+        """Task -> SHA-256 of the model in service."""
+
+    def phase(self) -> str:
+        """What the device is doing, in a word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """Who speaks to whom. `epoch_secret` opens what is sealed to this device as a committee member."""
+
+    fleet: str
+    device: str
+    sign: Callable[[bytes], bytes] = field(repr=False)
+    aggregator_key: bytes
+    epoch_secret: X25519PrivateKey = field(repr=False)
+    entropy: Callable[[int], bytes] = field(repr=False)
+
+    def encode(self, message: Message) -> bytes:
+        """Frame and sign for the aggregator."""
+        return codec.encode(
+            message, fleet=self.fleet, sender=self.device, recipient=codec.AGGREGATOR, sign=self.sign
+        )  # fmt: skip
+
+    def decode(self, topic: str, payload: bytes) -> Message:
+        """Verify, then parse. Raises RemoteProtocolError."""
+        address = topics.parse(topic)
+        if address.fleet != self.fleet or address.direction == "up" or address.device not in (None, self.device):
+            raise MalformedMessage(f"topic {topic[:120]!r} is not for this device", reason="topic")
+        everybody = address.direction == "all"
+        message = codec.decode(
+            payload,
+            fleet=self.fleet,
+            sender=codec.AGGREGATOR,
+            recipient=codec.EVERYBODY if everybody else self.device,
+            public_key=self.aggregator_key,
+            accepted=ALL if everybody else DOWN,
+        )
+        if message.topic != address.kind:
+            raise MalformedMessage(f"a {type(message).__name__} on topic {address.kind}", reason="kind")
+        return message
+
+
+class Conversation:
+    """Timers and messages of one device. `tick` is monotonic seconds, `clock` the device's own wall clock."""
+
+    def __init__(
+        self, speaker: Speaker, connection: sqlite3.Connection, outbox_folder: Path, host: Host,
+        *, heartbeat_s: float, silence_s: float,
+    ) -> None:  # fmt: skip
+        self._me, self._db, self._host = speaker, connection, host
+        self._heartbeat_s = heartbeat_s
+        self.outbox = Outbox(connection, outbox_folder, speaker.encode, silence_s)
+        self.blobs = BlobReader(speaker.entropy)
+        self._held = HeldOffers(connection)
+        self._queue: deque[tuple[str, bytes, int]] = deque()
+        self._floor = fact(connection, "time-floor")
+        self._beat_base = self._beats = 0
+        self._connected = False
+        self._asked: bytes | None = None
+        self._ask_at = self._beat_at = self._echo_at = 0.0
+        self._beat_nonce = b""
+        self._opening: set[tuple[str, int]] = set()
+        self.dropped = 0
+
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    def now(self, clock: float) -> int:
+        """The clock, never behind the newest time the aggregator signed (SPEC 4.5)."""
+        return max(int(clock), self._floor)
+
+    def _saw_time(self, time: int) -> None:
+        # Written when it moves by a minute: a floor that is a minute old still costs nobody anything.
+        if time > self._floor + 60:
+            raise_fact(self._db, "time-floor", time)
+        self._floor = max(self._floor, time)
+
+    # -- the connection --------------------------------------------------------------------------------------------
+
+    def connection(self, up: bool, tick: float) -> None:
+        """The transport connected or lost its connection."""
+        self._connected = up
+        self.outbox.on_connection(up, tick)
+        if not up:
+            return
+        self._beat_base = raise_fact(self._db, "connections", fact(self._db, "connections") + 1) << COUNTER_BITS
+        self._beats = 0
+        self._echo_at = tick
+        self._ask_at = self._beat_at = tick
+        self.blobs.reconnected()
+        self._opening.clear()
+
+    def last_words(self) -> tuple[str, bytes]:
+        """Topic and payload of the will: what the broker says for this device when its connection dies.
+
+        Its counter lies above every heartbeat of the connection and below those of the next.
+        """
+        ahead = (fact(self._db, "connections") + 1) << COUNTER_BITS
+        beat = Heartbeat(self._me.entropy(8), ahead + (1 << COUNTER_BITS) - 1, "gone", {})
+        return topics.up(self._me.fleet, self._me.device, "hb"), self._me.encode(beat)
+
+    def say_goodbye(self) -> None:
+        """Tell the aggregator that this device leaves in order."""
+        self._beat("gone")
+
+    def silent(self, tick: float) -> bool:
+        """Connected, but no echo came for two periods: the connection is dead and does not know it (SPEC 4.4)."""
+        return self._connected and tick - self._echo_at > MISSED_ECHOES * self._heartbeat_s + ASK_AGAIN_S
+
+    # -- what comes in ---------------------------------------------------------------------------------------------
+
+    def message(self, topic: str, payload: bytes, tick: float, clock: float) -> None:
+        """Take one message. Nothing it holds can raise out of here."""
+        try:
+            self._dispatch(self._me.decode(topic, payload), payload, tick, clock)
+        except RemoteProtocolError as error:
+            self.refuse(error.reason, str(error))
+
+    def refuse(self, reason: str, why: str) -> None:
+        """Count and log one refusal."""
+        count(self._db, "refusal", reason)
+        log.warning("refused (%s): %s", reason, why)
+
+    def _dispatch(self, message: Message, frame: bytes, tick: float, clock: float) -> None:
+        match message:
+            case Grant() | Ack() | Receipt():
+                self.outbox.receive(message, tick)
+            case Refusal():
+                self._refused(message, tick)
+            case Block():
+                self.blobs.receive(message, tick)
+            case Echo():
+                self._echoed(message, tick)
+            case State():
+                self._state(message, tick, clock)
+            case OpeningNotice():
+                self._opening_asked(message, tick)
+            case Offer():
+                self._saw_time(message.issued_at)
+                self._host.offered(frame, message)
+            case ModelHint():
+                self._host.hinted(message.task)
+            case _:
+                raise UnexpectedMessage(f"a {type(message).__name__}", reason="kind")
+
+    def _refused(self, refusal: Refusal, tick: float) -> None:
+        log.warning("the aggregator refused our %s (%s): %s", refusal.about, refusal.reason, refusal.remedy)
+        count(self._db, "refused-by-aggregator", refusal.reason)
+        if refusal.upload is not None and refusal.about in ("hello", "data", "done"):
+            self.outbox.receive(refusal, tick)
+
+    def _echoed(self, echo: Echo, tick: float) -> None:
+        if echo.nonce != self._beat_nonce:
+            raise UnexpectedMessage("an echo of no heartbeat of ours", reason="nonce")
+        self._echo_at = tick
+        self._saw_time(echo.time)
+
+    def _state(self, state: State, tick: float, clock: float) -> None:
+        if state.nonce != self._asked:
+            raise UnexpectedMessage("a state that was not asked for", reason="nonce")
+        self._asked = None
+        self._ask_at = tick + state.next_check_s
+        self._saw_time(state.time)
+        topic = topics.to_all(self._me.fleet, Offer.topic)
+        for frame in state.offers:
+            # The frames inside are signed on their own, to everybody.
+            self.message(topic, frame, tick, clock)
+        for notice in state.openings:
+            self._opening_asked(notice, tick)
+
+    # -- committee duty --------------------------------------------------------------------------------------------
+
+    def _opening_asked(self, notice: OpeningNotice, tick: float) -> None:
+        key = (notice.task, notice.round)
+        share = member_duty.stored_answer(self._db, notice)
+        if share is not None:
+            self.send(share)
+        elif key not in self._opening:
+            self._opening.add(key)
+            path = f"opening/{notice.task}/{notice.round}"
+            limit = min(notice.size, MAX_OPENING_BYTES)
+            self.blobs.fetch(path, lambda data, _, error: self._opening_came(notice, data, error), tick, limit=limit)
+
+    def _opening_came(self, notice: OpeningNotice, data: bytes, error: BlobError | None) -> None:
+        self._opening.discard((notice.task, notice.round))
+        if error is not None:
+            log.info("opening request of round %d of %s: %s", notice.round, notice.task, error)
+            return
+        try:
+            request = member_duty.read_request(notice, data)
+            held = self._held.find(request.offer_hash)
+            blob = self._held.roster_blob(held.offer.secagg.statement_hash) if held else None
+            entries = roster.from_blob(blob).entries if blob else ()
+            share = member_duty.answer(
+                self._db, notice, request, held, device=self._me.device, secret=self._me.epoch_secret,
+                sign_keys={entry.device: entry.sign_key for entry in entries},
+            )  # fmt: skip
+        except RemoteProtocolError as refusal:
+            self.refuse(refusal.reason, f"opening of round {notice.round} of {notice.task}: {refusal}")
+            self.report(notice.task, notice.round, "opening-refused", refusal.reason, str(refusal))
+            return
+        count(self._db, "opening", "answered")
+        self.send(share)
+
+    # -- what goes out ---------------------------------------------------------------------------------------------
+
+    def send(self, message: Message, qos: int = 1) -> None:
+        """Queue a small message; the oldest is dropped and counted when the queue is full."""
+        if len(self._queue) >= MAX_QUEUED:
+            self._queue.popleft()
+            self.dropped += 1
+        self._queue.append((message.topic, self._me.encode(message), qos))
+
+    def report(self, task: str, round_number: int, event: str, reason: str, detail: str) -> None:
+        """Tell the aggregator what was done or refused."""
+        number = raise_fact(self._db, "reports", fact(self._db, "reports") + 1)
+        self.send(Report(number, task, round_number, event, reason, detail[:300]))
+
+    def turn(self, tick: float, clock: float) -> None:
+        """Timers, then everything that may be sent now."""
+        if not self._connected:
+            self.outbox.pump(self._publish, self.now(clock), tick)
+            self.blobs.pump(lambda _: False, tick)
+            return
+        if tick >= self._beat_at:
+            self._beat_at = tick + self._heartbeat_s
+            self._beat(self._host.phase())
+        if tick >= self._ask_at:
+            self._asked = self._me.entropy(8)
+            self._ask_at = tick + ASK_AGAIN_S
+            self.send(Ask(self._asked))
+        while self._queue and self._publish(*self._queue[0]):
+            self._queue.popleft()
+        self.blobs.pump(self._ask_block, tick)
+        self.outbox.pump(self._publish, self.now(clock), tick)
+
+    def _beat(self, phase: str) -> None:
+        self._beats += 1
+        self._beat_nonce = self._me.entropy(8)
+        beat = Heartbeat(self._beat_nonce, self._beat_base + self._beats, phase, self._host.active_models())
+        self._publish(beat.topic, self._me.encode(beat), 0)
+
+    def _ask_block(self, get: Get) -> bool:
+        return self._publish(get.topic, self._me.encode(get))
+
+    def _publish(self, kind: str, frame: bytes, qos: int = 1) -> bool:
+        return self._host.publish(topics.up(self._me.fleet, self._me.device, kind), frame, qos)
