@@ -152,7 +152,7 @@ class ShareBody(Struct, frozen=True, forbid_unknown_fields=True):
 
     offer_hash: Digest
     survivors_hash: Digest
-    member: Annotated[int, Meta(ge=0, le=127)]  # place in the offer's committee, from 0
+    member: Annotated[int, Meta(ge=1, le=128)]  # the member's point: its place in the offer's committee, plus 1
     sums: Annotated[tuple[bytes, ...], Meta(min_length=1, max_length=64)]  # little-endian uint16 elements of F_65521
 
 
