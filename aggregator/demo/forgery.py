@@ -17,7 +17,14 @@ from typing import Any
 
 import numpy as np
 from onnx import helper, load_from_string, numpy_helper
-from tuf.api.metadata import Metadata, MetaFile, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import (  # type: ignore[attr-defined] # re-exported without __all__
+    Metadata,
+    MetaFile,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
 
 from aggregator.releases.durable import exclusive, write_durably
 from aggregator.releases.keys import ONLINE_NAMES, OnlineKeys, ensure_key, open_online_keys

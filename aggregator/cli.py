@@ -1,0 +1,301 @@
+"""`aggregator init | serve | enroll-token | devices | task | status | demo`.
+
+Says what went wrong in one line and the remedy in another, and exits with 2. Never shows a traceback for what an
+operator can put right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from aggregator import config as settings
+from aggregator import setup, status
+from aggregator.config import Config, ConfigError
+
+UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+FAILED: Final = 2
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    try:
+        chosen = _parser().parse_args(arguments)
+        command: Command = chosen.command
+        return command(chosen)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return FAILED
+    except Exception as error:
+        if not _is_ours(error):
+            raise
+        return _complain(error)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Errors of our own rooms, and of the operating system: everything that an operator can act on."""
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("aggregator", "edge_sdk")
+
+
+def _complain(error: Exception) -> int:
+    message = str(error) or type(error).__name__
+    print(f"aggregator: error: {message[:1].lower()}{message[1:]}", file=sys.stderr)
+    hint = getattr(error, "hint", "") or getattr(error, "remedy", "")
+    if hint:
+        print(f"aggregator: hint: {hint}", file=sys.stderr)
+    return FAILED
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong usage speaks in the same two lines as every other error."""
+
+    def error(self, message: str) -> Any:
+        raise ConfigError(message, f"see `{self.prog} --help`")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="aggregator", description="Federated learning for customer service: the aggregator.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    _add_init(commands)
+    _add_fleet(commands)
+    _add_tasks(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add(commands: Any, name: str, command: Command, text: str, *, home: bool = True) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(command=command)
+    if home:
+        parser.add_argument("--home", help=f"default: {settings.HOME_VARIABLE}, else ./{settings.DEFAULT_HOME}")
+    return parser
+
+
+def _add_init(commands: Any) -> None:
+    parser = _add(
+        commands, "init", _init, "make a new fleet: every key, the release repository, the settings", home=False
+    )
+    parser.add_argument("home", metavar="DIR")
+    parser.add_argument("--fleet", default="fleet", help="the fleet's name (default: fleet)")
+    parser.add_argument("--host", default="127.0.0.1", help="name or address that devices connect to")
+    parser.add_argument("--bind", help="address to listen on (default: loopback for a loopback host, else all)")
+    parser.add_argument("--port", type=int, default=8883, help="the broker's port; 0 takes a free one")
+    parser.add_argument("--enrol-port", type=int, default=8884, help="the enrolment port; 0 takes a free one")
+    parser.add_argument("--broker", choices=settings.BROKERS, default="auto")
+    parser.add_argument("--passphrase-file", help="protects the offline keys; without it one is drawn")
+    serve = _add(commands, "serve", _serve, "run the broker, the enrolment listener and the rounds, until SIGTERM")
+    serve.add_argument("--plain", action="store_true", help="plain lines even on a terminal")
+
+
+def _add_fleet(commands: Any) -> None:
+    token = _add(commands, "enroll-token", _enroll_token, "make a token that lets devices join")
+    token.add_argument("--uses", type=int, default=1, help="how many devices it admits (default: 1)")
+    token.add_argument("--ttl", type=duration, default="24h", help="how long it is good, such as 30m, 24h, 7d")
+    token.add_argument("--kind", default="device", help="a word of your own, such as kiosk")
+    token.add_argument("--steward", action="store_true", help="an always-on host that may sit on the committee")
+    token.add_argument("--json", action="store_true")
+    devices = _add(commands, "devices", _devices, "list the fleet's devices, or revoke one")
+    devices.add_argument("action", nargs="?", choices=("list", "revoke"), default="list")
+    devices.add_argument("name", nargs="?", help="the device to revoke")
+    devices.add_argument("--json", action="store_true")
+    shown = _add(commands, "status", _status, "rounds, what they wait for, privacy spent, refusals")
+    shown.add_argument("--json", action="store_true")
+
+
+def _add_tasks(commands: Any) -> None:
+    parser = commands.add_parser("task", help="create, list or stop a learning task")
+    actions = parser.add_subparsers(metavar="ACTION", required=True, parser_class=_Parser)
+    create = _add(actions, "create", _task_create, "start learning: the service takes it up within a second")
+    create.add_argument("name", metavar="NAME")
+    create.add_argument("--model", required=True, help="the first model, an ONNX file")
+    create.add_argument("--held-out", help="labelled records to measure with, one JSON object a line")
+    create.add_argument("--offline", help="folder of the offline keys (default: HOME/offline)")
+    create.add_argument("--passphrase-file", help="default: the one that init drew")
+    create.add_argument("--json", action="store_true")
+    from aggregator.task_options import add_options
+
+    add_options(create)
+    listed = _add(actions, "list", _task_list, "every task and how far it is")
+    listed.add_argument("--json", action="store_true")
+    stop = _add(actions, "stop", _task_stop, "no further rounds; the one that runs is finished")
+    stop.add_argument("name", metavar="NAME")
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _add(commands, "demo", _demo, "the whole loop on this machine, with a report", home=False)
+    parser.add_argument("--report", default="demo-report", help="a folder for the report (default: demo-report)")
+    parser.add_argument("--devices", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--broker", choices=settings.BROKERS, default="auto")
+    parser.add_argument("--seed", type=int, default=0, help="chooses whom the demo kills; noise is never seeded")
+
+
+def duration(text: str) -> float:
+    """Seconds of `30m`, `24h`, `7d` or `90s`. Raises argparse.ArgumentTypeError."""
+    number, unit = text[:-1], text[-1:]
+    if unit not in UNITS_S or not number.isdecimal() or int(number) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 30m, 24h or 7d")
+    return float(int(number) * UNITS_S[unit])
+
+
+def _opened(chosen: argparse.Namespace) -> tuple[Path, Config]:
+    home = settings.home_directory(chosen.home)
+    return home, settings.load(home)
+
+
+def _init(chosen: argparse.Namespace) -> int:
+    from aggregator.broker import free_port
+
+    home = settings.home_directory(chosen.home)
+    loopback = chosen.host in ("127.0.0.1", "localhost", "::1")
+    config = Config(
+        fleet=chosen.fleet,
+        host=chosen.host,
+        bind=chosen.bind or ("127.0.0.1" if loopback else "0.0.0.0"),  # noqa: S104 - devices elsewhere must reach it
+        port=chosen.port or free_port(),
+        enrol_port=chosen.enrol_port or free_port(),
+        broker=chosen.broker,
+    )
+    passphrase = setup.read_passphrase(home, chosen.passphrase_file) if chosen.passphrase_file else None
+    drawn = setup.init_home(home, config, passphrase=passphrase, now=time.time(), entropy=os.urandom)
+    offline = setup.offline_directory(home)
+    print(f"made fleet {config.fleet} in {home}")
+    print(f"offline keys in {offline}: move this folder to a safe place; it is needed to create tasks")
+    if drawn:
+        print(f"their passphrase was drawn and lies in {offline / setup.PASSPHRASE}: keep it apart from the keys")
+    print(f"next: aggregator serve --home {home}")
+    return 0
+
+
+def _serve(chosen: argparse.Namespace) -> int:
+    from aggregator.serving import serve
+
+    home, config = _opened(chosen)
+    return serve(home, config, live=sys.stdout.isatty() and not chosen.plain)
+
+
+def _enroll_token(chosen: argparse.Namespace) -> int:
+    from aggregator.fleet.authority import open_authority
+    from aggregator.home import Home
+
+    home, config = _opened(chosen)
+    now = time.time()
+    authority = open_authority(Home(home).authority, now=now)
+    with status.opened(home, config) as (_, registry):
+        token = registry.create_token(
+            fingerprint=authority.fingerprint,
+            address=f"{config.host}:{config.enrol_port}",
+            now=now,
+            entropy=os.urandom,
+            kind=chosen.kind,
+            steward=chosen.steward,
+            uses=chosen.uses,
+            ttl_s=chosen.ttl,
+        ).reveal()
+    if chosen.json:
+        print(json.dumps({"token": token, "uses": chosen.uses, "expires_at": int(now + chosen.ttl)}))
+    else:
+        print(token)
+        print("on the device: edge-sdk enroll TOKEN --home DIR --device NAME", file=sys.stderr)
+    return 0
+
+
+def _devices(chosen: argparse.Namespace) -> int:
+    home, config = _opened(chosen)
+    if chosen.action == "revoke":
+        return _revoke(home, config, chosen.name)
+    with status.opened(home, config) as (store, registry):
+        presence, rows = store.presence(), registry.devices()
+    shown: list[dict[str, Any]] = []
+    for row in rows:
+        seen_at, phase, active = presence.get(row.device, (None, "", {}))
+        shown.append(
+            {"device": row.device, "kind": row.kind, "status": row.status, "steward": row.steward}
+            | {"enrolled_at": row.enrolled_at, "certificate_until": row.not_after}
+            | {"seen_at": seen_at, "phase": phase, "models": active}
+        )
+    if chosen.json:
+        print(json.dumps(shown))
+        return 0
+    for entry in shown:
+        models = " ".join(f"{task}={sha256[:12]}" for task, sha256 in entry["models"].items())
+        print(
+            f"{entry['device']:24} {entry['kind']:12} {entry['status']:8} {entry['phase'] or 'never seen':12} {models}"
+        )
+    return 0
+
+
+def _revoke(home: Path, config: Config, name: str | None) -> int:
+    if not name:
+        raise ConfigError("which device?", "aggregator devices revoke NAME")
+    with status.opened(home, config) as (_, registry):
+        registry.revoke(name, now=time.time())
+    print(f"{name} is revoked: its next message is refused, and the broker lets it in no more")
+    return 0
+
+
+def _status(chosen: argparse.Namespace) -> int:
+    home, config = _opened(chosen)
+    with status.opened(home, config) as (store, registry):
+        gathered = status.gather(home, store, registry, time.time())
+    print(json.dumps(gathered) if chosen.json else "\n".join(status.lines(gathered)))
+    return 0
+
+
+def _task_create(chosen: argparse.Namespace) -> int:
+    from aggregator.task_options import create
+
+    home, config = _opened(chosen)
+    created = create(home, config, chosen, now=time.time())
+    if chosen.json:
+        print(json.dumps(created))
+        return 0
+    print(f"task {created['name']}: model {created['sha256'][:16]}, its graph is locked for devices")
+    print(f"privacy after {created['rounds']} rounds: {status.privacy_line(created['privacy'])}")
+    return 0
+
+
+def _task_list(chosen: argparse.Namespace) -> int:
+    home, config = _opened(chosen)
+    with status.opened(home, config) as (store, registry):
+        shown = status.gather(home, store, registry, time.time())["tasks"]
+    if chosen.json:
+        print(json.dumps(shown))
+        return 0
+    for task in shown:
+        print("\n".join(status.task_lines(task)))
+    return 0
+
+
+def _task_stop(chosen: argparse.Namespace) -> int:
+    home, config = _opened(chosen)
+    with status.opened(home, config) as (store, _):
+        if store.task(chosen.name) is None:
+            raise ConfigError(f"there is no task {chosen.name!r}", "see `aggregator task list`")
+        store.set_task(chosen.name, status="paused", reason="stopped by the operator")
+    print(f"task {chosen.name} is stopped")
+    return 0
+
+
+def _demo(chosen: argparse.Namespace) -> int:
+    from aggregator.demo.run import run
+
+    return run(
+        Path(chosen.report).absolute(),
+        devices=chosen.devices,
+        rounds=chosen.rounds,
+        broker=chosen.broker,
+        seed=chosen.seed,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

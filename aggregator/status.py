@@ -1,0 +1,169 @@
+"""What the operator sees of a running aggregator, as one plain dict read from its database. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aggregator import cohort, tasks
+from aggregator.config import Config
+from aggregator.errors import TaskRefused
+from aggregator.fleet.registry import Registry
+from aggregator.home import Home
+from aggregator.store.rows import RoundRow, TaskRow
+from aggregator.store.schema import open_database
+from aggregator.store.store import Store
+from edge_sdk.artifact.errors import ArtifactError
+from edge_sdk.artifact.weights import read_vector
+from edge_sdk.protocol.codec import PREFIX_BYTES, SIGNATURE_BYTES, unpack
+from edge_sdk.protocol.messages import Offer, PrivacyTerms
+
+Status = dict[str, Any]
+ROUNDS_SHOWN = 200
+
+
+@contextmanager
+def opened(home: Path, config: Config) -> Iterator[tuple[Store, Registry]]:
+    """The store and the registry on a connection of their own."""
+    connection = open_database(Home(home).database)
+    try:
+        yield Store(connection), Registry(connection, config.fleet)
+    finally:
+        connection.close()
+
+
+def gather(home: Path, store: Store, registry: Registry, now: float) -> Status:
+    """Tasks with their rounds, devices, and refusals by kind and reason."""
+    presence = store.presence()
+    live = cohort.live({device: (at, phase) for device, (at, phase, _) in presence.items()}, now)
+    devices = registry.devices()
+    active = [device.device for device in devices if device.status == "active"]
+    return {
+        "fleet": registry.fleet,
+        "devices": {"active": len(active), "live": len(live & set(active)), "revoked": len(devices) - len(active)},
+        "tasks": [_task(home, store, row, now) for row in store.tasks()],
+        "refusals": {f"{kind}/{reason}": count for (kind, reason), count in sorted(store.refusals().items())},
+    }
+
+
+def _task(home: Path, store: Store, row: TaskRow, now: float) -> Status:
+    spec = tasks.parse_spec(row.spec)
+    rounds = store.rounds(row.name, last=ROUNDS_SHOWN)
+    terms, length = _terms(home, spec, row, rounds)
+    release = store.last_release(row.name)
+    return {
+        "name": row.name,
+        "status": row.status,
+        "reason": row.reason,
+        "rounds_done": store.averaged_rounds(row.name),
+        "rounds_wanted": spec.rounds,
+        "phase": rounds[-1].phase if rounds else "waiting",
+        "waiting": rounds[-1].waiting if rounds else "for the first round",
+        "phase_s": round(max(0.0, now - rounds[-1].phase_since), 1) if rounds else 0.0,
+        "metric_name": spec.metric,
+        "privacy": privacy(terms, length, store.averaged_rounds(row.name)),
+        "release": None if release is None else {"version": release[0], "sha256": release[2], "metric": release[3]},
+        "rounds": _rounds(store, rounds, spec.metric, terms, length),
+    }
+
+
+def _terms(home: Path, spec: tasks.TaskSpec, row: TaskRow, rounds: list[RoundRow]) -> tuple[PrivacyTerms | None, int]:
+    """The terms in force and the update's length: as last offered, else as the task would be offered."""
+    if rounds:
+        offer = unpack(rounds[-1].frame[PREFIX_BYTES + SIGNATURE_BYTES :], Offer)
+        return offer.privacy, offer.length
+    try:
+        length = read_vector(Home(home).checkpoint_file(row.checkpoint).read_bytes()).size
+        return tasks.settle(spec, length), length
+    except (OSError, ArtifactError, TaskRefused):
+        return None, 0
+
+
+def privacy(terms: PrivacyTerms | None, length: int, rounds: int) -> Status:
+    """Epsilon with all that it means nothing without: unit, delta, adjacency, accountant, against whom."""
+    if terms is None:
+        return {}
+    record = terms.unit == "record"
+    return {
+        "epsilon": _rounded(tasks.epsilon_after(terms, length, rounds)) if rounds else 0.0,
+        "delta": terms.delta,
+        "unit": terms.unit,
+        "adjacency": f"one {terms.unit} added or removed",
+        "accountant": "Renyi, subsampled Gaussian" if record else "Renyi, Skellam",
+        "against": "everyone, the aggregator included" if record else "the aggregator, by secure aggregation",
+        "honest_devices_assumed": 0 if record else terms.honest,
+    }
+
+
+def _rounds(store: Store, rows: list[RoundRow], metric: str, terms: PrivacyTerms | None, length: int) -> list[Status]:
+    """Every round shown, with the epsilon spent up to it: only an opened round costs."""
+    shown, opened_before = [], 0
+    for row in rows:
+        checkpoint = store.checkpoint(row.task, row.number)
+        opened_before += checkpoint is not None
+        spent = privacy(terms, length, opened_before).get("epsilon")
+        shown.append(_round(store, row, checkpoint[1].get(metric) if checkpoint else None, spent, length))
+    return shown
+
+
+def _round(store: Store, row: RoundRow, metric: float | None, spent: float | None, length: int) -> Status:
+    uploads = store.uploads(row.task, row.number, "accepted", "summed")
+    return {
+        "round": row.number,
+        "phase": row.phase,
+        "reason": row.reason,
+        "waiting": row.waiting,
+        "devices_in": len(uploads),
+        "devices": [upload.device for upload in uploads],
+        "metric": metric,
+        "epsilon": spent,
+        "upload_bytes": uploads[0].size if uploads else None,
+        "float32_bytes": 4 * length,
+        "stats": row.stats,
+    }
+
+
+def _rounded(epsilon: float | None) -> float | None:
+    return None if epsilon is None else round(epsilon, 4)
+
+
+def lines(status: Status) -> list[str]:
+    """The same, for people: plain lines."""
+    devices = status["devices"]
+    text = [
+        f"fleet {status['fleet']}: {devices['live']} of {devices['active']} devices live, {devices['revoked']} revoked"
+    ]
+    for task in status["tasks"]:
+        text += task_lines(task)
+    if not status["tasks"]:
+        text.append("no tasks yet: aggregator task create NAME --model FILE.onnx --held-out FILE.jsonl")
+    refused = ", ".join(f"{count} {reason}" for reason, count in status["refusals"].items())
+    return [*text, f"refused messages: {refused or 'none'}"]
+
+
+def task_lines(task: Status) -> list[str]:
+    """One task: how far, what it waits for, what it is worth and what it costs."""
+    head = f"task {task['name']}: {task['status']}, {task['rounds_done']} of {task['rounds_wanted']} rounds"
+    why = task["reason"] or task["waiting"]
+    text = [f"{head}, {task['phase']}" + (f" ({why})" if why else "")]
+    release = task["release"]
+    if release:
+        metric = "" if release["metric"] is None else f", {task['metric_name']} {release['metric']:.4f}"
+        text.append(f"  release {release['version']}{metric}, sha256 {release['sha256'][:16]}")
+    if task["privacy"]:
+        text.append(f"  privacy: {privacy_line(task['privacy'])}")
+    return text
+
+
+def privacy_line(terms: Status) -> str:
+    """One sentence that may stand alone."""
+    if terms["epsilon"] is None:
+        return "none: the task runs insecure_without_noise"
+    assumed = terms["honest_devices_assumed"]
+    honest = f", if at least {assumed} devices in each sum are honest" if assumed else ""
+    return (
+        f"epsilon {terms['epsilon']:.2f} at delta {terms['delta']:g} for each {terms['unit']} "
+        f"({terms['adjacency']}; {terms['accountant']}), against {terms['against']}{honest}"
+    )

@@ -1,0 +1,81 @@
+"""`aggregator task create`: its options, and what it does with them. Every option not given keeps the task's default.
+
+Locks the graph with the offline key before any device hears of the task. Refuses whatever `aggregator.tasks` refuses.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Final
+
+from aggregator import setup, status, tasks
+from aggregator.config import Config, ConfigError
+from aggregator.home import Home
+from aggregator.releases.keys import open_targets_key
+from aggregator.releases.repository import Repository
+from edge_sdk.artifact.graph_lock import graph_digest
+from edge_sdk.artifact.weights import read_vector
+
+SPACE: Final = 4  # a locked graph's file may grow so many times: metadata changes from round to round
+
+# (flag, field of TaskSpec, type, what it is)
+OPTIONS: Final[tuple[tuple[str, str, type, str], ...]] = (
+    ("--rounds", "rounds", int, "how many rounds (default: 10)"),
+    ("--unit", "unit", str, "whom the noise protects: record or device (default: record)"),
+    ("--epsilon", "target_epsilon", float, "privacy after all rounds; the noise follows from it"),
+    ("--noise-multiplier", "noise_multiplier", float, "the noise itself, instead of --epsilon"),
+    ("--delta", "delta", float, "probability that epsilon may fail (default: 1e-5)"),
+    ("--n-min", "n_min", int, "fewest devices in a sum (default: 5)"),
+    ("--n-max", "n_max", int, "most devices in a sum (default: 1000)"),
+    ("--window", "window_s", int, "seconds that a round collects (default: 600)"),
+    ("--opening", "opening_s", int, "seconds that the committee has (default: 300)"),
+    ("--pause", "pause_s", float, "seconds between rounds (default: 0)"),
+    ("--clip", "clip", float, "L2 bound of a device's whole update (default: 1)"),
+    ("--max-grad-norm", "max_grad_norm", float, "L2 bound of a record's gradient (default: 1)"),
+    ("--sample-rate", "sample_rate", float, "share of its records that a device draws a step (default: 0.1)"),
+    ("--steps", "steps", int, "steps a round on the device (default: 10)"),
+    ("--learning-rate", "learning_rate", float, "on the device (default: 0.1)"),
+    ("--metric", "metric", str, "auc, accuracy or log_loss (default: auc)"),
+    ("--min-improvement", "min_improvement", float, "over the last release; may be negative (default: 0)"),
+    ("--release-every", "release_every", int, "rounds between releases (default: 1)"),
+    ("--profile", "profile", str, "secure aggregation: P16, P24 or P32 (default: P24)"),
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of OPTIONS and the two switches."""
+    for flag, field, kind, text in OPTIONS:
+        parser.add_argument(flag, dest=field, type=kind, help=text)
+    parser.add_argument("--stewards", action="store_true", help="only stewards sit on the committee")
+    parser.add_argument("--insecure-without-noise", action="store_true", help="for data that is not personal")
+
+
+def create(home: Path, config: Config, chosen: argparse.Namespace, *, now: float) -> dict[str, Any]:
+    """Check, lock the graph, add the task. Raises TaskRefused, ConfigError, or what the artefact's checks raise."""
+    given = {field: getattr(chosen, field) for _, field, _, _ in OPTIONS if getattr(chosen, field) is not None}
+    given |= {name: True for name in ("stewards", "insecure_without_noise") if getattr(chosen, name)}
+    spec = tasks.build_spec(name=chosen.name, **given)
+    model = _read_model(Path(chosen.model))
+    terms = tasks.settle(spec, length := read_vector(model).size)
+    _lock(home, chosen, model, now)
+    with status.opened(home, config) as (store, _):
+        held_out = Path(chosen.held_out) if chosen.held_out else None
+        sha256 = tasks.create_task(store, Home(home), spec, model=model, heldout=held_out, now=now)
+    privacy = status.privacy(terms, length, spec.rounds)
+    return {"name": spec.name, "sha256": sha256, "rounds": spec.rounds, "coordinates": length, "privacy": privacy}
+
+
+def _read_model(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read the model: {error}", "give an ONNX file with --model") from error
+
+
+def _lock(home: Path, chosen: argparse.Namespace, model: bytes, now: float) -> None:
+    """Sign the graph's digest with the offline key: later releases may change weights and nothing else."""
+    offline = Path(chosen.offline) if chosen.offline else setup.offline_directory(home)
+    key = open_targets_key(offline, setup.read_passphrase(offline, chosen.passphrase_file))
+    repository = Repository(Home(home).releases)
+    repository.lock_graph(chosen.name, graph_digest(model).hex(), SPACE * len(model) + 65_536, key, now)
