@@ -440,7 +440,7 @@ def upload_vectors() -> list[dict[str, Any]]:
     masked = product(block("P24", seed, 0), binomial(digest_of("secret", device), 1024))[:length]
     floor = binomial(digest_of("floor", device), length)
     values = [value + noise + (index == 7) for index, (value, noise) in enumerate(zip(masked, floor, strict=True))]
-    header = b"CHU1" + le(24, 1) + le(5, 2) + le(len(sealed[0]), 2) + le(length, 4)
+    header = b"CHU1" + le(24, 2) + le(5, 2) + le(len(sealed[0]), 4) + le(length, 4)
     wire_form = header + signature + b"".join(sealed) + wire("P24", values)
     entropy = [digest_of(what, device).hex() for what in ("secret", "shares", "floor")]
     facts = {"profile": "P24", "plan": plan_of(5), "length": length, "offer_hash": OFFER.hex(), "device": device}
@@ -454,11 +454,11 @@ def upload_vectors() -> list[dict[str, Any]]:
         ("one byte more", {"append": "00"}, "MalformedMessage", "upload-length"),
         ("another magic", {"flip": 0}, "MalformedMessage", "upload-header"),
         ("another profile", {"flip": 4}, "MalformedMessage", "upload-header"),
-        ("another number of members", {"flip": 5}, "MalformedMessage", "upload-header"),
-        ("another share size", {"flip": 7}, "MalformedMessage", "upload-header"),
-        ("another length", {"flip": 9}, "MalformedMessage", "upload-header"),
-        ("a flipped signature", {"flip": 13}, "WrongSignature", "upload-signature"),
-        ("a flipped share", {"flip": 13 + 64 + 40}, "WrongSignature", "upload-signature"),
+        ("another number of members", {"flip": 6}, "MalformedMessage", "upload-header"),
+        ("another share size", {"flip": 8}, "MalformedMessage", "upload-header"),
+        ("another length", {"flip": 12}, "MalformedMessage", "upload-header"),
+        ("a flipped signature", {"flip": 16}, "WrongSignature", "upload-signature"),
+        ("a flipped share", {"flip": 16 + 64 + 40}, "WrongSignature", "upload-signature"),
     ]
     return [good, *({"name": w, "edit": e, "expect": c, "reason": r} for w, e, c, r in edits)]
 

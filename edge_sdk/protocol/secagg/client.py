@@ -28,8 +28,8 @@ from edge_sdk.protocol.secagg.shamir import share
 CANARIES: Final = 64
 SIGNATURE_BYTES: Final = 64
 _MAGIC: Final = b"CHU1"
-# Magic, profile's modulus bits, members, bytes of a sealed share, residues.
-_HEADER: Final = struct.Struct("<4sBHHI")
+# Magic, profile's modulus bits, members, bytes of a sealed share, residues: 16 bytes, so that the residues are aligned.
+_HEADER: Final = struct.Struct("<4sHHII")
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from edge_sdk.protocol.errors import LocalProtocolError, MalformedMessage
 from edge_sdk.protocol.secagg.ring import Profile, Residues
 
-# 32 Ki residues: two planes of the sum, two of the payload and the carries fit the second-level cache.
-_SLAB: Final = 1 << 15
+# Long enough that the calls do not count, short enough that planes and carries of one slab stay in the cache.
+_SLAB: Final = 1 << 18
 
 
 def residue_bytes(ring: Profile, length: int) -> int:
