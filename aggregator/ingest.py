@@ -231,6 +231,7 @@ class Ingest:
         """
         arriving = self._arriving[upload]
         terms, device = arriving.terms, arriving.row.device
+        self._flush([arriving])
         try:
             decoded = MaskedUpload.decode(
                 arriving.file.read(), profile=terms.profile, plan=terms.plan, length=terms.length
@@ -243,7 +244,6 @@ class Ingest:
 
     def accept(self, upload: bytes, shares: bytes) -> None:
         """Mark a verified upload accepted; in the caller's transaction, with the round's own change."""
-        self._flush([self._arriving[upload]])
         self._store.set_upload(upload, state="accepted", shares=shares, content_key=None)
 
     def add(self, upload: bytes, now: float) -> None:

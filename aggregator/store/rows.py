@@ -54,14 +54,3 @@ class UploadRow:
     received: bytes
     shares: bytes | None = field(repr=False)
     at: float
-
-
-@dataclass(frozen=True, slots=True)
-class RosterRow:
-    """A signed roster as it travels. `fingerprint` says which devices and keys it was made from."""
-
-    epoch: int
-    statement_hash: bytes
-    fingerprint: bytes
-    blob: bytes
-    expires_at: int

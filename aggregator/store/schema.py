@@ -43,10 +43,6 @@ CREATE TABLE IF NOT EXISTS releases (
     task TEXT NOT NULL, version INTEGER NOT NULL, number INTEGER NOT NULL, sha256 TEXT NOT NULL,
     metric REAL, at REAL NOT NULL, PRIMARY KEY (task, version), UNIQUE (task, number)
 );
-CREATE TABLE IF NOT EXISTS rosters (
-    epoch INTEGER PRIMARY KEY, statement_hash BLOB NOT NULL, fingerprint BLOB NOT NULL, blob BLOB NOT NULL,
-    expires_at INTEGER NOT NULL
-);
 CREATE TABLE IF NOT EXISTS refusals (
     kind TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (kind, reason)
 );

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from aggregator.errors import DiskFull, HomeRefused
-from aggregator.store.rows import RosterRow, RoundRow, TaskRow, UploadRow
+from aggregator.store.rows import RoundRow, TaskRow, UploadRow
 
 EVENTS_KEPT: Final = 5000
 _TASK: Final = "name, spec, status, reason, created_at, checkpoint, heldout, not_before"
@@ -158,7 +158,7 @@ class Store:
     def answers(self, task: str, number: int) -> dict[int, bytes]:
         return dict(self._rows("SELECT member, body FROM answers WHERE task = ? AND number = ?", task, number))
 
-    # -- checkpoints, releases, rosters
+    # -- checkpoints and releases
 
     def add_checkpoint(self, sha256: str, *, task: str, number: int, parent: str, metrics: Any, at: float) -> None:
         """The same checkpoint again changes nothing."""
@@ -166,6 +166,14 @@ class Store:
             "INSERT OR IGNORE INTO checkpoints VALUES (?, ?, ?, ?, ?, ?)",
             (sha256, task, number, parent, json.dumps(metrics), at),
         )
+
+    def set_metrics(self, sha256: str, metrics: Mapping[str, float]) -> None:
+        self._write("UPDATE checkpoints SET metrics = ? WHERE sha256 = ?", (json.dumps(dict(metrics)), sha256))
+
+    def release_of(self, task: str, number: int) -> int | None:
+        """The version that a round released."""
+        rows = self._rows("SELECT version FROM releases WHERE task = ? AND number = ?", task, number)
+        return int(rows[0][0]) if rows else None
 
     def checkpoint(self, task: str, number: int) -> tuple[str, dict[str, float]] | None:
         """SHA-256 (hex) and metrics of a round's checkpoint."""
@@ -189,19 +197,6 @@ class Store:
             "SELECT version, number, sha256, metric FROM releases WHERE task = ? ORDER BY version DESC LIMIT 1", task
         )
         return tuple(rows[0]) if rows else None
-
-    def add_roster(self, row: RosterRow) -> None:
-        values = (row.epoch, row.statement_hash, row.fingerprint, row.blob, row.expires_at)
-        self._write("INSERT INTO rosters VALUES (?, ?, ?, ?, ?)", values)
-
-    def roster(self, epoch: int | None = None) -> RosterRow | None:
-        """The roster of an epoch, or the newest."""
-        rows = self._rows(
-            "SELECT epoch, statement_hash, fingerprint, blob, expires_at FROM rosters"
-            " WHERE ?1 IS NULL OR epoch = ?1 ORDER BY epoch DESC LIMIT 1",
-            epoch,
-        )
-        return RosterRow(*rows[0]) if rows else None
 
     # -- what the operator sees
 

@@ -1,0 +1,106 @@
+"""What goes into a round's offer: the roster in force, the committee that follows from it, the task's terms.
+
+Issues a new roster only while no round is taking uploads: devices refuse an epoch below the highest they have seen.
+Refuses, with TaskRefused, a round for which the fleet is too small or not enough devices are live.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from aggregator import cohort, tasks
+from aggregator.errors import TaskRefused
+from aggregator.fleet.registry import ROSTER_TTL_S, Registry
+from aggregator.releasing import Releases
+from aggregator.store.rows import TaskRow
+from edge_sdk.artifact.graph_lock import graph_digest
+from edge_sdk.artifact.weights import read_vector
+from edge_sdk.protocol.codec import unpack
+from edge_sdk.protocol.messages import Offer, PrivacyTerms, SecAggTerms
+from edge_sdk.protocol.roster import RosterEntry, SignedRoster, Statement
+from edge_sdk.protocol.sealing import ROUND_SECRET_BYTES, RoundKey
+
+BEACON_BYTES: Final = 32
+
+
+class Offering:
+    """Makes offers; keeps nothing but the settled terms of each task."""
+
+    def __init__(
+        self, registry: Registry, releases: Releases, roster_key: Ed25519PrivateKey, entropy: Callable[[int], bytes]
+    ) -> None:
+        self._registry, self._releases, self._roster_key, self._entropy = registry, releases, roster_key, entropy
+        self._settled: dict[str, tuple[int, PrivacyTerms]] = {}
+
+    def __repr__(self) -> str:
+        return "Offering(...)"
+
+    def roster(self, now: float, until: float, *, may_issue: bool) -> SignedRoster:
+        """The roster in force until then, signed anew where the fleet changed or it nears its end."""
+        current = self._registry.signed_roster()
+        wanted = tuple(RosterEntry(d.device, d.sign_key, d.epoch_key, d.steward) for d in self._registry.active())
+        if not wanted:
+            raise TaskRefused("no device is enrolled", "enrol devices: `aggregator enroll-token`", reason="no-devices")
+        if current is not None and (not may_issue or _good(current, wanted, until)):
+            return current
+        return self._registry.issue_roster(self._roster_key, now=now, beacon=lambda: self._entropy(BEACON_BYTES))
+
+    def offer(
+        self, task: TaskRow, number: int, now: float, live: frozenset[str], *, may_issue: bool
+    ) -> tuple[Offer, bytes, SignedRoster]:
+        """The next round's offer, the secret of its key, and its roster. Raises TaskRefused: what is waited for."""
+        spec = self._releases.spec(task)
+        roster = self.roster(now, now + spec.window_s + spec.opening_s, may_issue=may_issue)
+        cohort.check_fleet(roster.entries, spec.n_min, spec.stewards)
+        here = live & {entry.device for entry in roster.entries}
+        if len(here) < spec.n_min:
+            hint = "start the devices, or see `aggregator devices`"
+            raise TaskRefused(f"{len(here)} of at least {spec.n_min} devices are live", hint, reason="not-live")
+        model = self._releases.model(task.checkpoint)
+        length, privacy = self._terms(task, model)
+        secret = self._entropy(ROUND_SECRET_BYTES)
+        statement = unpack(roster.statement, Statement)
+        offer = Offer(
+            fleet=statement.fleet,
+            task=task.name,
+            round=number,
+            issued_at=int(now),
+            closes_at=int(now) + spec.window_s,
+            models=(hashlib.sha256(model).digest(),),
+            model_bytes=len(model),
+            graph_digest=graph_digest(model),
+            length=length,
+            secagg=SecAggTerms(
+                profile=spec.profile,
+                n_min=spec.n_min,
+                n_max=spec.n_max,
+                epoch=statement.epoch,
+                statement_hash=hashlib.sha256(roster.statement).digest(),
+                stewards=spec.stewards,
+                committee=cohort.committee_of(roster.statement, roster.entries, spec.stewards),
+            ),
+            privacy=privacy,
+            round_key=RoundKey(secret).public_bytes(),
+        )
+        return offer, secret, roster
+
+    def _terms(self, task: TaskRow, model: bytes) -> tuple[int, PrivacyTerms]:
+        if task.name not in self._settled:
+            length = int(read_vector(model).size)
+            self._settled[task.name] = (length, tasks.settle(self._releases.spec(task), length))
+        return self._settled[task.name]
+
+
+def epoch_of(roster: SignedRoster) -> int:
+    """The epoch that a signed roster states."""
+    return unpack(roster.statement, Statement).epoch
+
+
+def _good(current: SignedRoster, wanted: tuple[RosterEntry, ...], until: float) -> bool:
+    """The roster names exactly these devices and keys, and two thirds of its life are not over."""
+    stated = unpack(current.statement, Statement)
+    return current.entries == wanted and max(until, stated.expires_at - ROSTER_TTL_S / 3) <= stated.expires_at

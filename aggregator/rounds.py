@@ -1,0 +1,473 @@
+"""Every task's round, from the offer to the release: what the state machine decides is made durable, then done.
+
+Owns no clock, entropy or connection; they are handed in. What could not be done (a full disk) stays owed and is tried
+again each second. Refuses what the state machine, the uploads and the openings refuse, by their own errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from aggregator import opening_requests
+from aggregator.errors import ModelRefused, TaskRefused
+from aggregator.fleet.registry import Registry
+from aggregator.ingest import Ingest
+from aggregator.offering import Offering
+from aggregator.post import Post
+from aggregator.releasing import Releases
+from aggregator.round_terms import RoundTerms
+from aggregator.server_round import (
+    FINAL,
+    TAKING,
+    Accepted,
+    Action,
+    Answered,
+    Declined,
+    Event,
+    Granted,
+    Phase,
+    Prepared,
+    Published,
+    Round,
+    SumOpened,
+    SumRefused,
+    Tick,
+    resume,
+    step,
+    waiting_for,
+)
+from aggregator.store.rows import RoundRow, TaskRow
+from aggregator.store.store import Store
+from edge_sdk.protocol.codec import EVERYBODY
+from edge_sdk.protocol.errors import RemoteProtocolError, UnexpectedMessage, WrongSum
+from edge_sdk.protocol.messages import Ack, Done, Grant, Hello, ModelHint, OpeningNotice, Receipt, Report, Share
+
+NOTICE_S: Final = 3.0
+OFFER_S: Final = 15.0
+RETRY_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 60.0
+BLOBS_KEPT: Final = 16
+DECLINES: Final = {"declined", "refused", "failed", "skipped"}
+
+Outcome = tuple[Event, Callable[[], None]]
+
+
+def _nothing() -> None:
+    """Nothing more belongs to this change."""
+
+
+@dataclass(slots=True)
+class _Live:
+    """A round that is not over, and what it is owed."""
+
+    state: Round
+    terms: RoundTerms
+    since: float
+    stats: dict[str, Any]
+    owed: list[Action] = field(default_factory=list)
+    retry_at: float = 0.0
+    notified_at: float = 0.0
+    offered_at: float = 0.0
+    waiting: str = ""
+
+
+class Rounds:
+    """All open rounds, at most one of each task."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        registry: Registry,
+        ingest: Ingest,
+        offering: Offering,
+        releases: Releases,
+        post: Post,
+        clock: Callable[[], float],
+        phase_hook: Callable[[str], None],
+    ) -> None:
+        """`phase_hook(name)` is called when a phase is durable and before anything that follows from it is done."""
+        self._store, self._registry, self._ingest = store, registry, ingest
+        self._offering, self._releases, self._post = offering, releases, post
+        self._clock, self._hook = clock, phase_hook
+        self._open: dict[str, _Live] = {}
+        self._blobs: dict[tuple[str, int, int], bytes] = {}
+        self._notices: dict[tuple[str, int, int], OpeningNotice] = {}
+
+    # -- starting and going on
+
+    def restore(self, now: float) -> None:
+        """Take up every unfinished round where the tables say it stood."""
+        for row in self._store.unfinished_rounds():
+            live = self._read(row)
+            self._open[row.task] = live
+            if live.state.phase in TAKING | {Phase.CLOSED, Phase.OPENING}:
+                self._ingest.open_round(live.terms, now)
+            if live.state.phase is Phase.OPENING:
+                self._ingest.close_round(row.task, row.number)
+            task = self._task(row.task)
+            live.state, owed = resume(live.state, int(now) + self._releases.spec(task).opening_s)
+            live.owed.extend(owed)
+            self._store.log(now, "restored", row.task, row.number, phase=row.phase)
+        self._ingest.sweep()
+
+    def _read(self, row: RoundRow) -> _Live:
+        assert row.secret is not None
+        roster = self._registry.signed_roster(row.epoch)
+        assert roster is not None
+        terms = RoundTerms.read(row.frame, row.secret, {e.device: e.sign_key for e in roster.entries})
+        state = Round(
+            *terms.name,
+            n_min=terms.offer.secagg.n_min,
+            n_max=terms.offer.secagg.n_max,
+            closes_at=terms.offer.closes_at,
+            invited=frozenset(terms.roster),
+            members=terms.plan.m,
+            needed=terms.plan.answers,
+            phase=Phase(row.phase),
+            accepted=frozenset(u.device for u in self._store.uploads(*terms.name, "accepted", "summed")),
+            answered=frozenset(self._store.answers(*terms.name)),
+            opening_ends_at=row.opening_ends_at,
+            reason=row.reason,
+        )
+        return _Live(state, terms, row.phase_since, dict(row.stats))
+
+    def _task(self, name: str) -> TaskRow:
+        task = self._store.task(name)
+        assert task is not None
+        return task
+
+    def tick(self, now: float, live: frozenset[str]) -> None:
+        """Let time pass: retries, windows, notices, and the next round of each task that has none."""
+        active = {device.device for device in self._registry.active()}
+        for round_ in list(self._open.values()):
+            self._tick(round_, now, live, active)
+        for task in self._store.tasks():
+            if task.status == "active" and task.name not in self._open and now >= task.not_before:
+                self._begin(task, now, live)
+
+    def _tick(self, live: _Live, now: float, devices: frozenset[str], active: set[str]) -> None:
+        if live.owed:
+            if now < live.retry_at:
+                return
+            live.retry_at = now + RETRY_S
+            self._settle(live)
+        for device in live.state.invited - active - live.state.accepted - live.state.declined:
+            self._step(live, Declined(device))
+        self._step(live, Tick(int(now), devices))
+        self._settle(live)
+        if live.state.phase in TAKING and now - live.offered_at >= OFFER_S:
+            self._publish_offer(live, now)
+        if live.state.phase is Phase.OPENING and now - live.notified_at >= NOTICE_S:
+            self._send_notices(live, now)
+        self._say_why(live, devices)
+
+    def _say_why(self, live: _Live, devices: frozenset[str]) -> None:
+        if live.state.phase not in FINAL and (why := waiting_for(live.state, devices)) != live.waiting:
+            live.waiting = why
+            self._store.set_round(*live.terms.name, waiting=why)
+
+    def _begin(self, task: TaskRow, now: float, devices: frozenset[str]) -> None:
+        number = self._store.last_number(task.name) + 1
+        if number == 1 and self._store.value(f"first-release:{task.name}") is None:
+            self._release_first(task, now)
+        taking = any(live.state.phase in TAKING for live in self._open.values())
+        try:
+            offer, secret, roster = self._offering.offer(task, number, now, devices, may_issue=not taking)
+        except TaskRefused as error:
+            self._set_reason(task, str(error))
+            return
+        self._set_reason(task, "")
+        frame = self._post.frame(offer, EVERYBODY)
+        terms = RoundTerms.read(frame, secret, {e.device: e.sign_key for e in roster.entries})
+        stats = {"upload_bytes_each": terms.upload_bytes, "float32_bytes_each": 4 * offer.length, "seconds": {}}
+        row = RoundRow(
+            task=task.name,
+            number=number,
+            phase=Phase.OFFERED.value,
+            reason="",
+            frame=frame,
+            offer_hash=terms.offer_hash,
+            secret=secret,
+            epoch=offer.secagg.epoch,
+            opening_ends_at=0,
+            snapshot="",
+            summed=0,
+            phase_since=now,
+            stats=stats,
+            waiting="",
+        )
+        self._store.add_round(row)
+        live = self._read(row)
+        self._open[task.name] = live
+        self._ingest.open_round(terms, now)
+        self._moved(live)
+        self._publish_offer(live, now)
+
+    def _set_reason(self, task: TaskRow, reason: str) -> None:
+        if reason != task.reason:
+            self._store.set_task(task.name, reason=reason)
+
+    def _release_first(self, task: TaskRow, now: float) -> None:
+        """Release the task's own model, so that devices can predict before anything is learned."""
+        verdict = self._releases.release(task, 0, task.checkpoint, {})
+        with self._store.transaction():
+            self._releases.record(task, 0, task.checkpoint, verdict)
+            self._store.set_value(f"first-release:{task.name}", verdict.reason)
+            self._store.log(now, "release", task.name, 0, version=verdict.version, reason=verdict.reason)
+        if verdict.version is not None:
+            self._post.announce(ModelHint(task.name))
+
+    def _publish_offer(self, live: _Live, now: float) -> None:
+        live.offered_at = now
+        self._post.publish("offer", live.terms.frame)
+
+    def republish(self, now: float) -> None:
+        """After a reconnect: every open offer again. Devices know a repeat."""
+        for live in self._open.values():
+            if live.state.phase in TAKING:
+                self._publish_offer(live, now)
+
+    # -- the state machine, made durable
+
+    def _step(self, live: _Live, event: Event, also: Callable[[], None] = _nothing) -> None:
+        state, owed = step(live.state, event)
+        if state == live.state and also is _nothing:
+            return
+        moved = state.phase is not live.state.phase
+        now = self._clock()
+        stats = self._timed(live, now) if moved else live.stats
+        with self._store.transaction():
+            also()
+            if moved or state.reason != live.state.reason:
+                self._store.set_round(
+                    *live.terms.name,
+                    phase=state.phase.value,
+                    reason=state.reason,
+                    opening_ends_at=state.opening_ends_at,
+                    phase_since=now if moved else live.since,
+                    stats=stats,
+                )
+        live.state, live.stats = state, stats
+        live.owed.extend(owed)
+        if moved:
+            live.since = now
+            self._moved(live)
+
+    def _timed(self, live: _Live, now: float) -> dict[str, Any]:
+        seconds = dict(live.stats.get("seconds", {}))
+        phase = live.state.phase.value
+        seconds[phase] = round(seconds.get(phase, 0.0) + now - live.since, 3)
+        return {**live.stats, "seconds": seconds, "devices": len(live.state.accepted)}
+
+    def _moved(self, live: _Live) -> None:
+        phase = live.state.phase.value
+        self._store.log(
+            self._clock(),
+            "phase",
+            *live.terms.name,
+            phase=phase,
+            devices=len(live.state.accepted),
+            reason=live.state.reason,
+        )
+        self._hook(phase)
+
+    def _settle(self, live: _Live) -> None:
+        """Do what is owed. What raises stays owed."""
+        while live.owed:
+            outcome = self._perform(live, live.owed[0])
+            if outcome is not None:
+                self._step(live, *outcome)
+            del live.owed[0]
+
+    def _perform(self, live: _Live, action: Action) -> Outcome | None:
+        if action is Action.PREPARE_OPENING:
+            return self._prepare(live)
+        if action is Action.OPEN_SUM:
+            return self._open_sum(live)
+        if action is Action.RELEASE:
+            return self._release(live)
+        if action is Action.SEND_NOTICES:
+            self._send_notices(live, self._clock())
+        else:
+            self._finish(live)
+        return None
+
+    def _prepare(self, live: _Live) -> Outcome:
+        total = self._ingest.close_round(*live.terms.name).total
+        assert total.count == len(live.state.accepted), "the sum holds the accepted uploads and no other"
+        spec = self._releases.spec(self._task(live.state.task))
+        return Prepared(int(self._clock()) + spec.opening_s), _nothing
+
+    def _open_sum(self, live: _Live) -> Outcome:
+        began = self._clock()
+        total = self._ingest.close_round(*live.terms.name).total
+        answers = self._store.answers(*live.terms.name)
+        task, accepted = self._task(live.state.task), live.state.accepted
+        try:
+            opened, wrong = opening_requests.open_sum(live.terms, accepted, answers, total)
+            sha256, facts = self._releases.average(task, live.terms, opened, len(accepted))
+        except (WrongSum, ModelRefused) as error:
+            return SumRefused(error.reason), _nothing
+        if wrong:
+            self._store.log(began, "wrong-answers", *live.terms.name, members=wrong)
+        self._hook("averaging")
+        live.stats = {**live.stats, **facts, "sha256": sha256}
+        live.stats["seconds"] = {**live.stats["seconds"], "averaging": round(self._clock() - began, 3)}
+        return SumOpened(), lambda: self._commit(live, sha256, facts["parent"])
+
+    def _commit(self, live: _Live, sha256: str, parent: str) -> None:
+        task, number = live.terms.name
+        self._store.add_checkpoint(sha256, task=task, number=number, parent=parent, metrics={}, at=self._clock())
+        self._store.set_task(task, checkpoint=sha256)
+
+    def _release(self, live: _Live) -> Outcome:
+        name, number = live.terms.name
+        task, sha256 = self._task(name), live.stats["sha256"]
+        verdict = self._releases.release(task, number, sha256, {"epsilon": live.stats["epsilon"]})
+        self._hook("published")
+        live.stats = {**live.stats, "metrics": verdict.metrics, "version": verdict.version}
+        live.stats["seconds"] = {**live.stats["seconds"], **{k: round(v, 3) for k, v in verdict.seconds.items()}}
+
+        def also() -> None:
+            self._releases.record(task, number, sha256, verdict)
+            if not verdict.usable:
+                self._store.set_task(name, checkpoint=live.stats["parent"])
+
+        return Published(verdict.reason), also
+
+    def _finish(self, live: _Live) -> None:
+        """Forget the round key and all that was sent; say when the task goes on."""
+        (name, number), now = live.terms.name, self._clock()
+        self._ingest.forget_round(name, number)
+        task, spec = self._task(name), self._releases.spec(self._task(name))
+        done = self._store.averaged_rounds(name) >= spec.rounds
+        pause = spec.pause_s if live.state.phase is Phase.RELEASED else self._pause(name)
+        with self._store.transaction():
+            self._store.forget_uploads(name, number)
+            self._store.set_round(name, number, secret=None, waiting="")
+            self._store.set_task(name, not_before=now + pause, status="done" if done else task.status)
+            self._store.log(now, "round", name, number, phase=live.state.phase.value, **live.stats)
+        del self._open[name]
+        self._blobs = {key: blob for key, blob in self._blobs.items() if key[:2] != (name, number)}
+        self._notices = {key: notice for key, notice in self._notices.items() if key[:2] != (name, number)}
+        if live.stats.get("version") is not None:
+            self._post.announce(ModelHint(name))
+
+    def _pause(self, task: str) -> float:
+        """After aborted rounds in a row: twice as long each time."""
+        aborted = 0
+        for row in reversed(self._store.rounds(task, last=8)):
+            if row.phase != Phase.ABORTED.value:
+                break
+            aborted += 1
+        return min(LONGEST_PAUSE_S, 2.0 ** (aborted - 1))
+
+    # -- messages
+
+    def _live(self, task: str, number: int, reason: str) -> _Live:
+        live = self._open.get(task)
+        if live is None or live.state.number != number:
+            raise UnexpectedMessage(f"round {number} of {task} is not open", reason=reason)
+        return live
+
+    def hello(self, device: str, hello: Hello, now: float) -> Grant | Receipt:
+        """A grant, or the receipt of an upload that has one already. Raises RemoteProtocolError, DiskFull."""
+        receipt = self._ingest.receipt_for(device, hello.upload)
+        if receipt is not None:
+            return receipt
+        live = self._live(hello.task, hello.round, "closed")
+        step(live.state, Granted(device))
+        grant = self._ingest.hello(device, hello, now)
+        self._step(live, Granted(device))
+        return grant
+
+    def done(self, device: str, done: Done, now: float) -> Ack | Receipt:
+        """The receipt, or what is still missing. Raises RemoteProtocolError "unknown-upload", DiskFull."""
+        receipt = self._ingest.receipt_for(device, done.upload)
+        if receipt is not None:
+            return receipt
+        missing = self._ingest.incomplete(device, done.upload)
+        if missing is not None:
+            return missing
+        live = self._live(*self._ingest.round_of(done.upload), "closed")
+        try:
+            shares = self._ingest.verify(done.upload)
+        except RemoteProtocolError as error:
+            self._store.count_refusals({("upload", error.reason): 1})
+            return Receipt(done.upload, False, error.reason)
+        self._step(live, Accepted(device), lambda: self._ingest.accept(done.upload, shares))
+        self._ingest.add(done.upload, now)
+        self._store.log(now, "upload", *live.terms.name, device=device, devices=len(live.state.accepted))
+        live.retry_at = now  # a round that is full closes at the next tick, after this receipt
+        return Receipt(done.upload, True, "")
+
+    def share(self, device: str, share: Share) -> None:
+        """A member's answer. Raises RemoteProtocolError, DiskFull."""
+        live = self._live(share.task, share.round, "not-opening")
+        if live.state.phase is not Phase.OPENING:
+            raise UnexpectedMessage(f"round {share.round} is {live.state.phase.value}", reason="not-opening")
+        if live.terms.member(device) in live.state.answered:
+            return
+        member, body = opening_requests.read_answer(live.terms, device, share, live.state.accepted)
+        self._step(live, Answered(member), lambda: self._store.add_answer(*live.terms.name, member, body))
+        self._store.log(self._clock(), "answer", *live.terms.name, device=device, answers=len(live.state.answered))
+
+    def report(self, device: str, report: Report) -> None:
+        """A device that will not take part is not waited for."""
+        live = self._open.get(report.task)
+        if live is not None and live.state.number == report.round and report.event in DECLINES:
+            self._step(live, Declined(device))
+
+    def drop_device(self, device: str) -> None:
+        """The device is revoked: what it was sending goes."""
+        self._ingest.drop_device(device)
+
+    # -- what devices may ask for
+
+    def offers(self) -> list[bytes]:
+        """The frames of every round that takes uploads."""
+        return [live.terms.frame for live in self._open.values() if live.state.phase in TAKING]
+
+    def openings(self, device: str) -> list[OpeningNotice]:
+        """What the device still owes as a committee member."""
+        return [self._notice(live, member) for live, member in self._owing(device)]
+
+    def _owing(self, device: str) -> list[tuple[_Live, int]]:
+        opening = [live for live in self._open.values() if live.state.phase is Phase.OPENING]
+        found = [(live, live.terms.member(device)) for live in opening]
+        return [(live, member) for live, member in found if member and member not in live.state.answered]
+
+    def opening_blob(self, device: str, task: str, number: int) -> bytes | None:
+        """The opening request of this member; None for everybody else and for other rounds."""
+        live = self._open.get(task)
+        if live is None or live.state.number != number or live.state.phase is not Phase.OPENING:
+            return None
+        member = live.terms.member(device)
+        return self._blob(live, member) if member else None
+
+    def _blob(self, live: _Live, member: int) -> bytes:
+        key = (*live.terms.name, member)
+        if key not in self._blobs:
+            if len(self._blobs) >= BLOBS_KEPT:
+                del self._blobs[next(iter(self._blobs))]
+            uploads = self._store.uploads(*live.terms.name, "summed")
+            self._blobs[key] = opening_requests.request_for(live.terms, uploads, member)
+        return self._blobs[key]
+
+    def _notice(self, live: _Live, member: int) -> OpeningNotice:
+        key = (*live.terms.name, member)
+        if key not in self._notices:
+            blob = self._blob(live, member)
+            self._notices[key] = OpeningNotice(*live.terms.name, len(blob), hashlib.sha256(blob).digest())
+        return self._notices[key]
+
+    def _send_notices(self, live: _Live, now: float) -> None:
+        live.notified_at = now
+        active = {device.device for device in self._registry.active()}
+        for index, device in enumerate(live.terms.offer.secagg.committee):
+            if index + 1 not in live.state.answered and device in active:
+                self._post.send(device, self._notice(live, index + 1))
