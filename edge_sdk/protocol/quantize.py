@@ -17,7 +17,7 @@ from edge_sdk.protocol.errors import LocalProtocolError, SizingRefused
 from edge_sdk.protocol.secagg.keystream import Keystream
 
 _ATTEMPTS: Final = 10
-_SLAB: Final = 1 << 14
+_SLAB: Final = 1 << 13
 
 
 def integer_bound(clip: float, step: float) -> int:

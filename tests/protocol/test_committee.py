@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sdk.protocol.errors import CommitteeRefused, SizingRefused
@@ -59,6 +59,7 @@ def names(count: int) -> list[str]:
     return [f"d{i}" for i in range(count)]
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=32, max_size=32), st.integers(1, 60), st.data())
 def test_a_draw_is_a_sorted_subset_that_depends_on_nothing_but_seed_and_set(seed, size, data):
     m = data.draw(st.integers(1, size))

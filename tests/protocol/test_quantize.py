@@ -26,7 +26,7 @@ def norm(vector: np.ndarray) -> float:
     st.floats(0.001, 10),
     st.binary(min_size=32, max_size=32),
 )
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_no_result_leaves_the_bounds_that_the_accountant_counts_with(values, clip, step, key):
     rounded = quantize(np.array(values, np.float32), clip, step, Keystream(key))
     assert rounded.dtype == np.int32
@@ -34,6 +34,7 @@ def test_no_result_leaves_the_bounds_that_the_accountant_counts_with(values, cli
     assert np.abs(rounded).max() <= integer_bound(clip, step)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=60), st.binary(min_size=32, max_size=32))
 def test_every_value_is_rounded_to_a_neighbour(values, key):
     vector = np.array(values, np.float32)

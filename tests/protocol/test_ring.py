@@ -109,6 +109,7 @@ def test_the_limbs_are_those_of_the_table_in_the_docstring():
     assert counts == {"P16": (1, 1), "P24": (1, 2), "P32": (2, 2)}
 
 
+@settings(deadline=None)
 @given(st.integers(-(2**31), 2**31 - 1), st.sampled_from([("P24", 2), ("P32", 2), ("P32", 4), ("P24", 3)]))
 def test_limbs_add_up_modulo_q(value, shape):
     ring, count = profile(shape[0]), shape[1]
@@ -182,7 +183,7 @@ def test_a_keystream_goes_on_where_it_stopped_and_hides_itself():
 
 @pytest.mark.parametrize("name", NAMES)
 @given(values=st.lists(st.integers(0, 2**32 - 1), max_size=50))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_wire_form_matches_the_oracle_and_comes_back(name, values):
     ring = profile(name)
     wire = encode_residues(ring, np.array(values, np.uint32))

@@ -361,9 +361,8 @@ def share_entry(device: str, plain: list[bytes], index: int, offer: bytes = OFFE
     return {"device": device, "signature": signature.hex(), "sealed": sealed[index].hex(), "proof": path}
 
 
-def opening_vectors() -> list[dict[str, Any]]:
-    """One table of sealed shares for member 1, then requests that name them."""
-    index, plain = 1, {device: shares_for_members(device) for device in DEVICES}
+def share_table(index: int, plain: dict[str, list[bytes]]) -> dict[str, Any]:
+    """Sealed shares for the member at `index`: one of each device, and kiosk-0's in bad forms."""
     table = {device: share_entry(device, plain[device], index) for device in DEVICES}
     other = share_entry("kiosk-0", plain["kiosk-0"], index, digest_of("another offer"))
     table["other offer"] = other
@@ -376,6 +375,13 @@ def opening_vectors() -> list[dict[str, Any]]:
     table["share outside the field"] = share_entry(
         "kiosk-0", [b"\xf1\xff" + row[2:] for row in plain["kiosk-0"]], index
     )
+    return table
+
+
+def opening_vectors() -> list[dict[str, Any]]:
+    """One table of sealed shares for member 1, then requests that name them."""
+    index, plain = 1, {device: shares_for_members(device) for device in DEVICES}
+    table = share_table(index, plain)
     honest = DEVICES[:5]
     facts = {
         "profile": "P24", "offer_hash": OFFER.hex(), "member": MEMBERS[index], "index": index, "n_min": 3,
