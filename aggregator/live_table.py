@@ -12,7 +12,6 @@ from rich.text import Text
 from aggregator.status import Status, privacy_line
 
 SHOWN: Final = 14
-PHASES: Final = ("collecting", "opening", "averaging", "evaluating", "releasing")
 
 
 class LiveTable:
@@ -55,7 +54,7 @@ def rounds_table(task: Status) -> Table:
     unit = task["privacy"].get("unit", "")
     for name in ("round", "phase", "in", task["metric_name"], f"epsilon/{unit}", "upload", "float32"):
         table.add_column(name, justify="left" if name == "phase" else "right", no_wrap=True)
-    table.add_column("seconds: collect open average evaluate release", justify="right", no_wrap=True)
+    table.add_column("seconds: train collect open average evaluate release", justify="right", no_wrap=True)
     for entry in task["rounds"][-SHOWN:]:
         table.add_row(*_cells(entry))
     return table

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import sys
 import threading
@@ -20,18 +21,20 @@ from typing import Final, Literal, cast
 from aggregator import status
 from aggregator.broker import Broker
 from aggregator.config import Config
-from aggregator.fleet.authority import Authority, open_authority
+from aggregator.fleet.authority import AGGREGATOR, Authority, open_authority
 from aggregator.fleet.bootstrap import BootstrapListener
 from aggregator.fleet.registry import Registry
 from aggregator.home import Home
 from aggregator.releases.repository import Repository
 from aggregator.store.schema import open_database
 from edge_sdk.protocol.enrolment import EnrolmentAnswer, EnrolmentRequest, TrustBundle
+from edge_sdk.transport.mqtt import MqttSettings, MqttTransport
 
 log = logging.getLogger(__name__)
 WATCH_S: Final = 0.5
 CRL_EVERY_S: Final = 86_400.0
 LIVE_S: Final = 0.5
+RECONNECT_S: Final = 5.0  # our own broker, just restarted: no crowd to be polite to
 Kind = Literal["auto", "mosquitto", "nats"]
 
 
@@ -106,8 +109,9 @@ def serve(home: Path, config: Config, *, live: bool) -> int:
     with ExitStack() as stack:
         _open_doors(stack, home, config, stop)
         ended = stack.enter_context(_rounds(home, config, stop))
-        print(f"aggregator: fleet {config.fleet}, broker on {config.host}:{config.port}", flush=True)
-        print(f"aggregator: devices enrol on {config.host}:{config.enrol_port}; stop with Ctrl-C", flush=True)
+        sys.stdout.write(f"aggregator: fleet {config.fleet}, broker on {config.host}:{config.port}\n")
+        sys.stdout.write(f"aggregator: devices enrol on {config.host}:{config.enrol_port}; stop with Ctrl-C\n")
+        sys.stdout.flush()
         _watch(home, config, stop, live=live)
     if ended:
         raise ended[0]
@@ -146,6 +150,23 @@ def _follow(door: FleetDoor, stop: threading.Event) -> None:
             log.exception("the broker's list of devices could not be brought up to date; trying again")
 
 
+def _transport(home: Path, config: Config, subscriptions: tuple[str, ...]) -> MqttTransport:
+    """The aggregator's own connection. It stays on this machine: the broker is its child."""
+    credentials = Home(home).authority
+    everywhere = config.bind in ("0.0.0.0", "::")  # noqa: S104 - compares, binds nothing
+    settings = MqttSettings(
+        host="127.0.0.1" if everywhere else config.bind,
+        port=config.port,
+        name=AGGREGATOR,
+        ca_file=credentials / "ca.pem",
+        certificate_file=credentials / f"{AGGREGATOR}.crt",
+        key_file=credentials / f"{AGGREGATOR}.key",
+        subscriptions=subscriptions,
+        backoff_last_s=RECONNECT_S,
+    )
+    return MqttTransport(settings, rng=random.SystemRandom())
+
+
 @contextmanager
 def _rounds(home: Path, config: Config, stop: threading.Event) -> Iterator[list[BaseException]]:
     """The service on a thread of its own; what ended it early, if anything did."""
@@ -155,7 +176,8 @@ def _rounds(home: Path, config: Config, stop: threading.Event) -> Iterator[list[
 
     def work() -> None:
         try:
-            Service(home, config).run(stop)
+            service = Service(home, config, time.time, os.urandom, lambda topics: _transport(home, config, topics))
+            service.run(stop)
         except BaseException as error:
             log.exception("the service ended")
             ended.append(error)

@@ -104,11 +104,11 @@ def _rounds(store: Store, rows: list[RoundRow], metric: str, terms: PrivacyTerms
         checkpoint = store.checkpoint(row.task, row.number)
         opened_before += checkpoint is not None
         spent = privacy(terms, length, opened_before).get("epsilon")
-        shown.append(_round(store, row, checkpoint[1].get(metric) if checkpoint else None, spent, length))
+        shown.append(_round(store, row, checkpoint[1].get(metric) if checkpoint else None, spent))
     return shown
 
 
-def _round(store: Store, row: RoundRow, metric: float | None, spent: float | None, length: int) -> Status:
+def _round(store: Store, row: RoundRow, metric: float | None, spent: float | None) -> Status:
     uploads = store.uploads(row.task, row.number, "accepted", "summed")
     return {
         "round": row.number,
@@ -119,9 +119,23 @@ def _round(store: Store, row: RoundRow, metric: float | None, spent: float | Non
         "devices": [upload.device for upload in uploads],
         "metric": metric,
         "epsilon": spent,
-        "upload_bytes": uploads[0].size if uploads else None,
-        "float32_bytes": 4 * length,
-        "stats": row.stats,
+        "upload_bytes": row.stats.get("upload_bytes_each"),
+        "float32_bytes": row.stats.get("float32_bytes_each"),
+        "version": row.stats.get("version"),
+        "seconds": _seconds(row.stats.get("seconds", {})),
+    }
+
+
+def _seconds(by_phase: dict[str, float]) -> dict[str, float | None]:
+    """Where a round's time went: `training` until the first upload, `collecting` until the last."""
+    opening = by_phase.get("closed", 0.0) + by_phase.get("opening", 0.0) - by_phase.get("averaging", 0.0)
+    return {
+        "training": by_phase.get("offered"),
+        "collecting": by_phase.get("collecting"),
+        "opening": round(opening, 3) if "opening" in by_phase else None,
+        "averaging": by_phase.get("averaging"),
+        "evaluating": by_phase.get("evaluating"),
+        "releasing": by_phase.get("releasing"),
     }
 
 

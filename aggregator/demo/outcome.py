@@ -1,0 +1,154 @@
+"""What a demo came to: the figures, and whether each promise held. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+FEWEST_DEVICES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """One device by itself: the same model and as many steps, with no privacy at all and with the fleet's."""
+
+    device: str
+    customers: int
+    without_privacy: float
+    with_privacy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forgery:
+    """One forged release: which device refused it, in which words, and whether its model stayed."""
+
+    attack: str
+    device: str
+    reason: str
+    refused: bool
+    model_unchanged: bool
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Filled in step by step. `task` is the task's last status; times in seconds."""
+
+    devices: int
+    rounds: int
+    data_source: str
+    broker: str = ""
+    task: dict[str, Any] = field(default_factory=dict)
+    killed_while_training: str = ""
+    killed_after_upload: str = ""
+    after_kill: dict[str, Any] = field(default_factory=dict)
+    alone: list[Alone] = field(default_factory=list)
+    central: float = 0.0
+    models: dict[str, str] = field(default_factory=dict)
+    forgeries: list[Forgery] = field(default_factory=list)
+    upload_ratio_100k: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def rounds_shown(self) -> list[dict[str, Any]]:
+        """Rounds that were opened."""
+        return [entry for entry in self.task.get("rounds", []) if entry["metric"] is not None]
+
+    @property
+    def fleet_metric(self) -> float:
+        """Of the released model, on the held-out customers."""
+        release = self.task.get("release")
+        return float(release["metric"]) if release and release["metric"] is not None else 0.0
+
+    @property
+    def released(self) -> str:
+        """SHA-256 of the newest release, in hex."""
+        release = self.task.get("release")
+        return str(release["sha256"]) if release else ""
+
+    @property
+    def local_mean(self) -> float:
+        return sum(one.without_privacy for one in self.alone) / len(self.alone) if self.alone else 0.0
+
+    @property
+    def local_private_mean(self) -> float:
+        return sum(one.with_privacy for one in self.alone) / len(self.alone) if self.alone else 0.0
+
+    @property
+    def on_new_model(self) -> int:
+        """Living devices whose last answer came from the newest release."""
+        return sum(sha256 == self.released != "" for sha256 in self.models.values())
+
+    @property
+    def upload_ratio(self) -> float:
+        last = self.rounds_shown[-1] if self.rounds_shown else None
+        return float(last["upload_bytes"] / last["float32_bytes"]) if last else 0.0
+
+    @property
+    def seconds_per_round(self) -> float:
+        """Mean over the rounds, of the sum of their phases."""
+        sums = [sum(second or 0.0 for second in entry["seconds"].values()) for entry in self.rounds_shown]
+        return sum(sums) / len(sums) if sums else 0.0
+
+    def checks(self) -> list[tuple[str, bool]]:
+        """Every promise as a sentence, and whether it held. The demo succeeds when all did."""
+        survivors = set(self.after_kill.get("devices", ()))
+        return [
+            (f"at least {FEWEST_DEVICES} device processes took part", self.devices >= FEWEST_DEVICES),
+            (f"all {self.rounds} rounds were opened", len(self.rounds_shown) >= self.rounds),
+            ("the fleet's model beats the mean device alone", self.fleet_metric > self.local_mean > 0),
+            (
+                "the fleet's model beats the mean device with the same privacy",
+                self.fleet_metric > self.local_private_mean,
+            ),
+            (
+                "the round went on without the device that was killed while it trained",
+                bool(self.killed_while_training) and self.killed_while_training not in survivors and bool(survivors),
+            ),
+            (
+                "the update of the device that died after its upload counted",
+                self.killed_after_upload in survivors,
+            ),
+            (
+                "every living device predicts with the newest signed release",
+                self.on_new_model == len(self.models) > 0,
+            ),
+            (
+                "both forged releases were refused, and no active model changed",
+                len(self.forgeries) == 2 and all(one.refused and one.model_unchanged for one in self.forgeries),
+            ),
+        ]
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """summary.json: the figures for a script."""
+    privacy = outcome.task.get("privacy", {})
+    return {
+        "ok": all(held for _, held in outcome.checks()),
+        "checks": dict(outcome.checks()),
+        "rounds": len(outcome.rounds_shown),
+        "devices": outcome.devices,
+        "metric_name": outcome.task.get("metric_name", ""),
+        "metric_fleet": round(outcome.fleet_metric, 4),
+        "metric_local_mean": round(outcome.local_mean, 4),
+        "metric_local_mean_same_privacy": round(outcome.local_private_mean, 4),
+        "metric_central": round(outcome.central, 4),
+        "metric_by_round": [round(entry["metric"], 4) for entry in outcome.rounds_shown],
+        "epsilon": privacy.get("epsilon"),
+        "delta": privacy.get("delta"),
+        "privacy_unit": privacy.get("unit", ""),
+        "privacy_adjacency": privacy.get("adjacency", ""),
+        "privacy_against": privacy.get("against", ""),
+        "upload_ratio_float32": round(outcome.upload_ratio, 2),
+        "upload_ratio_float32_at_100k": round(outcome.upload_ratio_100k, 4),
+        "devices_on_new_model": outcome.on_new_model,
+        "devices_alive": len(outcome.models),
+        "model_sha256": outcome.released,
+        "killed_while_training": outcome.killed_while_training,
+        "killed_after_upload": outcome.killed_after_upload,
+        "forged_model_refused": bool(outcome.forgeries) and all(one.refused for one in outcome.forgeries),
+        "forged_reasons": [one.reason for one in outcome.forgeries],
+        "seconds_per_round": round(outcome.seconds_per_round, 3),
+        "seconds": round(outcome.seconds, 1),
+        "broker": outcome.broker,
+        "data_source": outcome.data_source,
+    }

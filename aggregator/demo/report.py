@@ -1,0 +1,104 @@
+"""The demo's report: one HTML file that needs no other, readable in light and in dark."""
+
+from __future__ import annotations
+
+import html
+import string
+from pathlib import Path
+from typing import Final
+
+from aggregator.demo import plots
+from aggregator.demo.outcome import Outcome
+from aggregator.status import privacy_line
+
+TEMPLATE: Final = Path(__file__).with_name("report.html")
+
+
+def write(path: Path, outcome: Outcome) -> None:
+    """Fill the template in."""
+    template = string.Template(TEMPLATE.read_text(encoding="utf-8"))
+    held = all(good for _, good in outcome.checks())
+    filled = template.substitute(
+        headline="All of it held." if held else "Something did not hold: see the list of checks.",
+        figures=_figures(outcome),
+        checks="".join(_check(sentence, good) for sentence, good in outcome.checks()),
+        data_source=html.escape(outcome.data_source),
+        promise=_promise(outcome),
+        metric_plot=plots.metric_by_round(outcome),
+        metric_words=_metric_words(outcome),
+        devices_plot=plots.device_by_device(outcome),
+        epsilon_plot=plots.epsilon_by_round(outcome),
+        upload_plot=plots.upload_bytes(outcome),
+        upload_words=_upload_words(outcome),
+        seconds_plot=plots.seconds_by_phase(outcome),
+        deaths=_deaths(outcome),
+        forgeries="".join(_forgery(outcome, number) for number in range(len(outcome.forgeries))),
+        model=html.escape(outcome.released),
+        models="".join(_model(name, sha256, outcome.released) for name, sha256 in sorted(outcome.models.items())),
+        footer=f"{outcome.devices} device processes, broker {html.escape(outcome.broker)}, {outcome.seconds:.0f} s.",
+    )
+    path.write_text(filled, encoding="utf-8")
+
+
+def _figures(outcome: Outcome) -> str:
+    privacy, name = outcome.task["privacy"], outcome.task["metric_name"].upper()
+    shown = [
+        (f"{outcome.fleet_metric:.3f}", f"{name} of the fleet's model"),
+        (f"{outcome.local_mean:.3f}", f"{name} of a device alone, mean, no privacy"),
+        (f"{outcome.local_private_mean:.3f}", f"{name} of a device alone, mean, same privacy"),
+        (f"{outcome.central:.3f}", f"{name} of one centre, no privacy"),
+        (f"{privacy['epsilon']:.2f}", f"epsilon for each {privacy['unit']}, delta {privacy['delta']:g}"),
+        (f"{outcome.on_new_model} of {len(outcome.models)}", "living devices on the new signed model"),
+    ]
+    return "".join(f"<div><b>{value}</b><span>{html.escape(what)}</span></div>" for value, what in shown)
+
+
+def _check(sentence: str, good: bool) -> str:
+    return f'<li class="{"good" if good else "bad"}">{html.escape(sentence)}</li>'
+
+
+def _promise(outcome: Outcome) -> str:
+    terms = outcome.task["privacy"]
+    return html.escape(privacy_line(terms)[:1].upper() + privacy_line(terms)[1:] + ".")
+
+
+def _metric_words(outcome: Outcome) -> str:
+    gain, gap = outcome.fleet_metric - outcome.local_mean, outcome.central - outcome.fleet_metric
+    return (
+        f"Pooling gains {gain:+.3f} over the mean device alone, though the fleet pays for privacy and that device does "
+        f"not; with the same privacy a device alone is {outcome.fleet_metric - outcome.local_private_mean:.3f} behind. "
+        f"A centre that saw every customer would be {gap:+.3f} from the fleet."
+    )
+
+
+def _upload_words(outcome: Outcome) -> str:
+    last = outcome.rounds_shown[-1]
+    return (
+        f"This model has {last['float32_bytes'] // 4} weights, so an upload of {last['upload_bytes']:,} bytes is "
+        f"nearly all fixed cost (a sealed share for each committee member): {outcome.upload_ratio:.0f} times plain "
+        f"float32. The same code on 100,000 weights costs {outcome.upload_ratio_100k:.2f} of plain float32."
+    )
+
+
+def _deaths(outcome: Outcome) -> str:
+    after = outcome.after_kill
+    if not after:
+        return "No device was killed."
+    first, second = html.escape(outcome.killed_while_training), html.escape(outcome.killed_after_upload)
+    return (
+        f"Round {after['round']}: <b>{first}</b> was killed (kill -9) before its upload was in, and <b>{second}</b>, a "
+        f"committee member, after its upload and before it could answer the opening. The round was opened with "
+        f"{after['devices_in']} updates, the second one's included."
+    )
+
+
+def _forgery(outcome: Outcome, number: int) -> str:
+    one = outcome.forgeries[number]
+    kept = "its model stayed" if one.model_unchanged else "its model changed"
+    verdict = f"refused by {one.device}: {one.reason}; {kept}" if one.refused else "not refused"
+    return f"<li><b>{html.escape(one.attack)}</b> {html.escape(verdict)}.</li>"
+
+
+def _model(device: str, sha256: str, released: str) -> str:
+    good = "good" if sha256 == released else "bad"
+    return f'<tr><td>{html.escape(device)}</td><td class="{good}"><code>{html.escape(sha256[:24])}</code></td></tr>'
