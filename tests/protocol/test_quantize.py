@@ -72,7 +72,7 @@ def test_a_draw_beyond_the_bound_is_drawn_again_and_at_last_rounded_toward_zero(
             AlwaysUp.calls += 1
             return np.full(count, 2**32 - 1, np.uint32)
 
-    vector = np.full(10_000, 0.001, np.float32)
+    vector = np.full(4000, 0.001, np.float32)
     assert not quantize(vector, 1.0, 1.0, AlwaysUp()).any()
     assert AlwaysUp.calls == 10
 

@@ -6,6 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from secagg_fleet import Fleet
 
 from edge_sdk.privacy.mechanism import SkellamSampler
@@ -18,12 +20,14 @@ from edge_sdk.protocol.errors import (
     WrongSignature,
     WrongSum,
 )
+from edge_sdk.protocol.secagg import client, committee
 from edge_sdk.protocol.secagg.client import CANARIES, MaskedUpload, verify_upload
 from edge_sdk.protocol.secagg.keystream import Keystream
 from edge_sdk.protocol.secagg.member import Answer, survivors_hash
 from edge_sdk.protocol.secagg.residues import RunningSum, encode_residues
-from edge_sdk.protocol.secagg.server import share_proofs
-from edge_sdk.protocol.secagg.shamir import PRIME
+from edge_sdk.protocol.secagg.ring import SERVER_BOUND, PublicTimes, profile, public_seed
+from edge_sdk.protocol.secagg.server import Opening, share_proofs
+from edge_sdk.protocol.secagg.shamir import PRIME, share
 
 ONE = 400
 
@@ -273,6 +277,63 @@ def test_vectors_that_do_not_fit_are_refused(finished):
     short.committee = short.committee[:-1]
     with pytest.raises(LocalProtocolError):
         short.protect(device, np.zeros(5, np.int32))
+
+
+@pytest.mark.parametrize("key", [bytes(32), b"\x01" + bytes(31), b"short"])
+def test_a_member_key_that_is_none_is_refused_by_name(key):
+    fleet = Fleet(5)
+    bad = [client.Member("device-000", key), *fleet.members()[1:]]
+    fleet.members = lambda: bad
+    with pytest.raises(MalformedMessage, match="device-000") as refusal:
+        fleet.protect("device-001", np.zeros(5, np.int32))
+    assert refusal.value.reason == "member-key"
+
+
+@pytest.mark.parametrize("name", ["P16", "P24", "P32"])
+def test_the_opening_is_exact_for_the_largest_sum_of_secrets(name):
+    """Secrets of +-32760 as no honest fleet has them: what the canaries and values show is still exact."""
+    ring, committee_plan, offer = profile(name), committee.plan(5), bytes(range(32))
+    secret = np.where(np.arange(ring.degree) % 3, 32760, -32760)
+    length = 3 * ring.degree + CANARIES
+    mask = PublicTimes(ring, public_seed(offer), secret, SERVER_BOUND).blocks(0, 4).reshape(-1)[:length]
+    values = np.concatenate([np.arange(3 * ring.degree) - 99, np.zeros(CANARIES, int)])
+    total = RunningSum(ring, length)
+    total.add(encode_residues(ring, mask + values.astype(np.uint32)))
+    survivors = survivors_hash(offer, [["a"]])
+    opening = Opening(
+        profile=ring, plan=committee_plan, offer_hash=offer, survivors_hash=survivors, device_count=1, length=length
+    )
+    for index, row in enumerate(share(secret, committee_plan, Keystream(bytes(32)))):
+        opening.receive(index, Answer(survivors, [row]))
+    assert np.array_equal(opening.open(total), values[:-CANARIES])
+
+
+@given(st.data())
+@settings(max_examples=30, deadline=None)
+def test_whoever_arrives_and_whoever_answers_the_sum_is_theirs(finished_uploads, data):
+    fleet = finished_uploads
+    survivors = data.draw(st.lists(st.sampled_from(fleet.devices), min_size=3, unique=True))
+    answering = data.draw(st.permutations(range(fleet.plan.m)))[: data.draw(st.integers(0, fleet.plan.m))]
+    total = RunningSum(fleet.profile, fleet.length)
+    for device in survivors:
+        total.add(fleet.uploads[device].residues)
+    opening = fleet.opening([survivors])
+    for index in answering:
+        opening.receive(index, fleet.answer(index, [survivors[::-1]]))
+    if len(answering) < fleet.plan.answers:
+        with pytest.raises(WrongSum):
+            opening.open(total)
+    else:
+        opened = opening.open(total)
+        assert np.array_equal(np.rint(opened / ONE), indicator(fleet, survivors) // ONE)
+
+
+@pytest.fixture(scope="module")
+def finished_uploads() -> Fleet:
+    fleet = Fleet(7)
+    for device in fleet.devices:
+        fleet.upload(device, one_hot(fleet, device))
+    return fleet
 
 
 def test_nothing_secret_shows_when_printed(finished):

@@ -136,6 +136,15 @@ def verify_upload(upload: MaskedUpload, offer_hash: bytes, device: str, key: byt
     verify_statement(key, upload.signature, upload_statement(offer_hash, device, upload.shares_root))
 
 
+def _seal(row: bytes, member: Member, info: bytes) -> bytes:
+    try:
+        return seal_share(row, member.key, info)
+    except ValueError as error:
+        raise MalformedMessage(
+            f"the roster's key of member {member.name} is no X25519 key; revoke that device", reason="member-key"
+        ) from error
+
+
 def protect(
     *,
     profile: Profile,
@@ -152,7 +161,10 @@ def protect(
 
     `values`, `noise`: int32[d] in steps; noise is the device's privacy noise, on top of the floor that every residue
     carries. `members` in committee order, plan.m of them. `entropy(n)` = n bytes of operating-system randomness.
-    Raises LocalProtocolError for wrong shapes. The caller checked the sizing (`committee.check_headroom`).
+    Raises LocalProtocolError for wrong shapes, MalformedMessage for a member's key that is none.
+
+    The caller checked the sizing (`committee.check_headroom`) and protects once per round: two uploads of one device
+    under one offer hash must never exist.
     """
     if values.ndim != 1 or (noise is not None and noise.shape != values.shape):
         raise LocalProtocolError("values and noise are vectors of one length", reason="vector-shape")
@@ -161,7 +173,7 @@ def protect(
     secret = binomial(Keystream(entropy(32)), profile.degree)
     shares = share(secret, plan, Keystream(entropy(32)))
     sealed = [
-        seal_share(row.tobytes(), member.key, share_info(offer_hash, device, member.name, index))
+        _seal(row.tobytes(), member, share_info(offer_hash, device, member.name, index))
         for index, (member, row) in enumerate(zip(members, shares, strict=True))
     ]
     root = merkle.root(sealed)

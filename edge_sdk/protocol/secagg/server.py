@@ -20,7 +20,7 @@ from edge_sdk.protocol.secagg.client import CANARIES
 from edge_sdk.protocol.secagg.committee import FLOOR_SIGMA, TAIL, CommitteePlan
 from edge_sdk.protocol.secagg.member import Answer
 from edge_sdk.protocol.secagg.residues import RunningSum
-from edge_sdk.protocol.secagg.ring import SERVER_BOUND, Profile, PublicTimes, public_seed
+from edge_sdk.protocol.secagg.ring import Profile, PublicTimes, public_seed
 from edge_sdk.protocol.secagg.shamir import PRIME, Share, recover
 
 # Below about ten devices the binomial floor is not yet normal; this keeps the bound honest there.
@@ -116,7 +116,9 @@ class Opening:
     def _unmask(self, running_sum: RunningSum, secret: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
         """residues - A * secret, centred in [-q/2, q/2)."""
         ring = self._profile
-        product = PublicTimes(ring, public_seed(self._offer_hash), secret, SERVER_BOUND)
+        # The sum of secrets is the aggregator's to know, so the product may use its true size: often one limb, not two.
+        bound = max(1, int(np.abs(secret).max()))
+        product = PublicTimes(ring, public_seed(self._offer_hash), secret, bound)
         opened = np.empty(self._length, np.int64)
         residues = running_sum.residues()
         slab, shift = product.group * ring.degree, np.uint32(32 - ring.modulus_bits)
