@@ -252,7 +252,7 @@ class Rounds:
                     stats=stats,
                 )
         live.state, live.stats = state, stats
-        live.owed.extend(owed)
+        live.owed.extend(action for action in owed if action not in live.owed)
         if moved:
             live.since = now
             self._moved(live)

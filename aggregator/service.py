@@ -142,22 +142,30 @@ class Service:
 
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set, then close everything. Raises AggregatorError where the home is not whole."""
+        self.begin()
+        try:
+            while not stop.is_set():
+                self.turn()
+        finally:
+            self.end()
+
+    def begin(self) -> None:
+        """Take up what the last run left and connect."""
         self._rounds.restore(self._clock())
         callbacks = Callbacks(
             on_message=self._on_message, on_connection=self._on_connection, on_capacity=self._on_capacity
         )
         self._transport.start(callbacks)
-        try:
-            while not stop.is_set():
-                self.turn()
-        finally:
-            self._transport.stop()
-            self._write(self._clock())
-            self._connection.close()
 
-    def turn(self) -> None:
-        """One turn of the loop: the messages that are there, then what time asks for."""
-        self._receive()
+    def end(self) -> None:
+        """Disconnect, write the counters, close the tables."""
+        self._transport.stop()
+        self._guarded("the status", lambda: self._write(self._clock()))
+        self._connection.close()
+
+    def turn(self, wait_s: float = WAKE_S) -> None:
+        """One turn of the loop: the messages that are there (the first waited for), then what time asks for."""
+        self._receive(wait_s)
         now = self._clock()
         if not 0 <= now - self._ticked < TICK_S:
             self._ticked = now
@@ -168,10 +176,10 @@ class Service:
             self._guarded("the status", lambda: self._write(now))
         self._guarded("sending", self._post.pump)
 
-    def _receive(self) -> None:
+    def _receive(self, wait_s: float) -> None:
         for index in range(BATCH):
             try:
-                item = self._queue.get(timeout=WAKE_S) if index == 0 else self._queue.get_nowait()
+                item = self._queue.get(timeout=wait_s) if index == 0 else self._queue.get_nowait()
             except queue.Empty:
                 return
             if item is not None:
