@@ -28,6 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from aggregator.errors import AggregatorError
 from aggregator.fleet.files import private_directory, read_private, write_private
 from edge_sdk.protocol import topics
+from edge_sdk.protocol.enrolment import TrustBundle
 
 DAY_S: Final = 86_400
 BACKDATE_S: Final = 3600  # a device whose clock is slow must not find its own certificate in the future
@@ -200,6 +201,18 @@ class Authority:
 
     def __repr__(self) -> str:
         return f"Authority({self.fleet!r}, keys=...)"
+
+    def bundle(self, *, broker_host: str, broker_port: int, tuf_root: str) -> TrustBundle:
+        """What a device is told at enrolment to trust."""
+        return TrustBundle(
+            fleet=self.fleet,
+            aggregator_key=self.sign_key.public_key().public_bytes_raw(),
+            authority_key=self.roster_key.public_key().public_bytes_raw(),
+            ca_pem=self.ca_pem,
+            broker_host=broker_host,
+            broker_port=broker_port,
+            tuf_root=tuf_root,
+        )
 
     def issue(self, csr_pem: bytes, *, now: float, days: int = DEVICE_DAYS) -> Issued:
         """Sign a device's request. Only the name and the key are taken from it; every extension is ours.

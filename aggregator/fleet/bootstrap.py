@@ -18,8 +18,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from aggregator.errors import AggregatorError
+from aggregator.fleet.authority import Authority
+from aggregator.fleet.registry import Registry
 from edge_sdk.protocol import enrolment
-from edge_sdk.protocol.enrolment import EnrolmentAnswer, EnrolmentRefusal, EnrolmentRefused, EnrolmentRequest
+from edge_sdk.protocol.enrolment import (
+    EnrolmentAnswer,
+    EnrolmentRefusal,
+    EnrolmentRefused,
+    EnrolmentRequest,
+    TrustBundle,
+)
 from edge_sdk.protocol.errors import MalformedMessage
 
 log = logging.getLogger(__name__)
@@ -34,12 +42,32 @@ class BootstrapError(AggregatorError):
     """The listener cannot start."""
 
 
+def enroller(
+    registry: Registry,
+    authority: Authority,
+    *,
+    bundle: Callable[[], TrustBundle],
+    clock: Callable[[], float],
+    on_enrolled: Callable[[], object] = lambda: None,
+) -> Enrol:
+    """What the listener calls. `registry` has a connection of its own; `on_enrolled` reloads the broker's list."""
+
+    def enrol(request: EnrolmentRequest) -> EnrolmentAnswer:
+        now = clock()
+        answer = registry.redeem(request, issue=lambda csr: authority.issue(csr, now=now), bundle=bundle(), now=now)
+        on_enrolled()
+        return answer
+
+    return enrol
+
+
 class BootstrapListener:
     """Serves until stopped. `enrol` runs on the listener's threads, one call at a time."""
 
     def __init__(self, enrol: Enrol, *, credentials: Path, host: str = "127.0.0.1", port: int = 0) -> None:
-        """`enrol` is `Registry.redeem` with all but the request bound, over a connection of its own; `credentials`
-        the authority's directory. Raises BootstrapError where the port is taken."""
+        """`enrol` comes from `enroller`; `credentials` is the authority's directory.
+
+        Raises BootstrapError where the port is taken."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(credentials / "broker.crt", credentials / "broker.key")
@@ -146,17 +174,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or int(length) > enrolment.MAX_BODY_BYTES:
+            self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            return
+        # Read even what is refused: closing over unread bytes would cut off the answer.
+        body = self.rfile.read(int(length))
         if self.path != enrolment.PATH:
             self.send_error(HTTPStatus.NOT_FOUND)
-        elif not length.isdecimal() or int(length) > enrolment.MAX_BODY_BYTES:
-            self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        else:
-            status, body = self.server.answer(self.rfile.read(int(length)))
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            return
+        status, answer = self.server.answer(body)
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
 
     def log_message(self, format: str, *args: object) -> None:
         log.debug(format, *args)

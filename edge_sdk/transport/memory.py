@@ -36,10 +36,9 @@ def may_publish(name: str, fleet: str, topic: str) -> bool:
         address = topics.parse(topic)
     except MalformedMessage:
         return False
-    speaks_up = address.direction == "up"
-    return address.fleet == fleet and (
-        (address.device == name and speaks_up) or (is_aggregator(name) and not speaks_up)
-    )
+    if address.fleet != fleet:
+        return False
+    return address.device == name if address.direction == "up" else is_aggregator(name)
 
 
 def is_aggregator(name: str) -> bool:

@@ -38,6 +38,7 @@ STOP_S: Final = 12.0
 STEADY_S: Final = 10.0
 GIVE_UP_VERSION: Final = 3  # failures after which the broker may have been replaced by one of the other version
 HEARTBEATS_MAX: Final = 16
+NOT_GREETED: Final = " before any answer: is the certificate expired, revoked or of another fleet?"
 NAMES: Final = {MQTTProtocolVersion.MQTTv5: "mqtt 5", MQTTProtocolVersion.MQTTv311: "mqtt 3.1.1"}
 
 
@@ -105,11 +106,16 @@ class MqttTransport:
         *,
         rng: random.Random,
         monotonic: Callable[[], float] = time.monotonic,
+        will: Callable[[], tuple[str, bytes]] | None = None,
     ) -> None:
-        """`rng` draws the waits and the client id: a SystemRandom, except in tests."""
+        """`rng` draws the waits and the client id: a SystemRandom, except in tests.
+
+        `will()` gives topic and payload that the broker publishes when this connection dies; asked at each connect.
+        """
         self._settings = settings
         self._rng = rng
         self._monotonic = monotonic
+        self._will = will
         self._callbacks = Callbacks()
         self._lock = threading.Lock()
         self._queue: deque[_Outgoing] = deque()
@@ -269,6 +275,8 @@ class _Connection:
             reconnect_on_failure=False,  # else paho answers a refused 3.1.1 by a silent 3.1
         )
         client.tls_set_context(tls_context(settings))
+        if owner._will is not None:
+            client.will_set(*owner._will(), qos=1)
         client.connect_timeout = settings.connect_timeout_s
         client.suppress_exceptions = True
         client.on_socket_open = _tune
@@ -303,7 +311,7 @@ class _Connection:
         owner, client = self._owner, self._client
         sock = client.socket()
         if sock is None:
-            raise _Lost("the connection closed at once")
+            raise _Lost(f"the connection closed at once{NOT_GREETED}")
         deadline = owner._monotonic() + self._settings.connect_timeout_s
         selector.register(owner._wake_out, selectors.EVENT_READ)
         selector.register(sock, selectors.EVENT_READ)
@@ -358,9 +366,12 @@ class _Connection:
             with owner._lock:
                 if not owner._queue:
                     return
-                message = owner._queue.popleft()
+                message = owner._queue[0]
+            # Without the lock: paho reports a heartbeat as published from inside this very call.
+            info = self._client.publish(message.topic, message.payload, message.qos)
+            with owner._lock:
+                owner._queue.popleft()
                 owner._heartbeats -= message.qos == 0
-                info = self._client.publish(message.topic, message.payload, message.qos)
                 if message.qos == 1:
                     owner._unacked[info.mid] = (message.topic, owner._monotonic())
             owner._counters["messages_out"] += 1
@@ -429,7 +440,5 @@ class _Connection:
         self, _client: paho.Client, _data: object, _flags: object, code: ReasonCode, _properties: object
     ) -> None:
         if self._verdict is None:
-            hint = (
-                "" if self._greeted else " before any answer: is the certificate expired, revoked or of another fleet?"
-            )
+            hint = "" if self._greeted else NOT_GREETED
             self._verdict = f"connection lost ({code}){hint}"
