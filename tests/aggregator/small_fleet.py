@@ -39,19 +39,19 @@ def public(key) -> bytes:
     return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
-def make_home(path: Path, *, now: float = START) -> Home:
+def make_home(path: Path, *, now: float = START, hidden: tuple[int, ...] = ()) -> Home:
     home = Home(path)
     home.prepare()
     create_authority(home.authority, PASSPHRASE, fleet=FLEET, now=now)
     repository = Repository.create(home.releases, path / "offline", PASSPHRASE, now)
-    digest = graph_digest(first_model()).hex()
+    digest = graph_digest(first_model(hidden)).hex()
     repository.lock_graph("churn", digest, 1 << 20, open_targets_key(path / "offline", PASSPHRASE), now)
     open_database(home.database).close()
     return home
 
 
-def first_model() -> bytes:
-    return tabular_classifier(SCHEMA, (), seed=1)
+def first_model(hidden: tuple[int, ...] = ()) -> bytes:
+    return tabular_classifier(SCHEMA, hidden, seed=1)
 
 
 def write_heldout(file: Path, rows: int = 40) -> Path:
@@ -73,7 +73,7 @@ def add_device(registry: Registry, device: OneHotDevice) -> None:
     registry._db.execute(f"INSERT INTO devices ({columns}) VALUES (?,?,?,?,?,?,?,?,?,?)", row)
 
 
-def make_task(home: Home, *, now: float = START, heldout: bool = True, **fields) -> str:
+def make_task(home: Home, *, now: float = START, heldout: bool = True, hidden: tuple[int, ...] = (), **fields) -> str:
     connection = open_database(home.database)
     spec = tasks.build_spec(
         **{
@@ -90,7 +90,7 @@ def make_task(home: Home, *, now: float = START, heldout: bool = True, **fields)
     )
     file = write_heldout(home.path / "given.jsonl") if heldout else None
     try:
-        return tasks.create_task(Store(connection), home, spec, model=first_model(), heldout=file, now=now)
+        return tasks.create_task(Store(connection), home, spec, model=first_model(hidden), heldout=file, now=now)
     finally:
         connection.close()
 
