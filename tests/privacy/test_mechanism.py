@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -17,8 +18,6 @@ KEY = bytes(range(32))
 
 @pytest.mark.parametrize("variance", [0.01, 0.5, 16.0, 126.0**2])
 def test_the_probabilities_are_those_of_bessel_functions(variance):
-    from fractions import Fraction
-
     weights = _weights(Fraction(variance))
     reach = len(weights) // 2
     expected = special.ive(np.abs(np.arange(-reach, reach + 1)), variance)
@@ -29,8 +28,6 @@ def test_the_probabilities_are_those_of_bessel_functions(variance):
 
 @pytest.mark.parametrize("variance", [0.3, 40.0, 5000.0])
 def test_the_alias_table_holds_exactly_the_weights(variance):
-    from fractions import Fraction
-
     weights = _weights(Fraction(variance))
     bits = (len(weights) - 1).bit_length()
     threshold, alias = _alias_table(list(weights), bits)
@@ -90,3 +87,19 @@ def test_clipping_keeps_the_direction_and_refuses_what_is_not_finite():
     assert np.array_equal(clip_l2(vector, 5.0), vector)
     with pytest.raises(LocalProtocolError):
         clip_l2(np.array([np.nan], np.float32), 1.0)
+
+
+def test_a_word_below_its_cell_s_threshold_takes_the_cell_and_any_other_the_alias():
+    sampler, weights = SkellamSampler(40.0), _weights(Fraction(40))
+    bits, reach = (len(weights) - 1).bit_length(), len(weights) // 2
+    threshold, alias = _alias_table(list(weights), bits)
+    full = (1 << (64 - bits)) - 1
+    for cell in range(1 << bits):
+        limit = threshold[cell]
+        for above in (word for word in (0, limit - 1, limit, full) if 0 <= word <= full):
+
+            class Word:
+                def uint64(self, count, word=above << bits | cell):
+                    return np.full(count, word, np.uint64)
+
+            assert sampler.draw(1, Word())[0] == (cell if above < limit else alias[cell]) - reach

@@ -14,7 +14,7 @@ from secagg_oracle import oracle
 from edge_sdk.protocol.errors import LocalProtocolError, WrongSum
 from edge_sdk.protocol.secagg.committee import plan
 from edge_sdk.protocol.secagg.keystream import Keystream
-from edge_sdk.protocol.secagg.shamir import PRIME, recover, share
+from edge_sdk.protocol.secagg.shamir import PRIME, _uniform, recover, share
 
 KEY = hashlib.sha256(b"shares").digest()
 
@@ -125,3 +125,20 @@ def test_the_same_secret_has_other_shares_under_another_key():
 def test_secrets_that_do_not_fill_the_packs_are_refused():
     with pytest.raises(LocalProtocolError):
         share(secret_of(7), plan(10), Keystream(KEY))
+
+
+def test_random_shares_are_the_stream_s_words_below_the_prime_and_no_others():
+    class Words:
+        """Words of a stream, as many as it is asked for, from a list."""
+
+        def __init__(self, words):
+            self.words = list(words)
+
+        def uint16(self, count):
+            taken, self.words = self.words[:count], self.words[count:]
+            return np.array(taken, np.uint16)
+
+    words = [PRIME, 7, 65535, PRIME - 1] * 5 + list(range(100))
+    expected = [word for word in words if word < PRIME]
+    assert _uniform(Words(words), 12).tolist() == expected[:12]
+    assert _uniform(Words([PRIME] * 30 + words), 5).tolist() == expected[:5]
