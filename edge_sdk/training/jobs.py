@@ -106,6 +106,9 @@ class Done(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="f
     loss: float
     records: int
 
+    def __repr__(self) -> str:
+        return f"Done(sampling={self.sampling}, ...)"
+
 
 class Failed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="frame", tag="failed"):
     """No update, and why."""
@@ -121,13 +124,17 @@ Reply = Progress | Done | Failed
 class TrainResult(msgspec.Struct, frozen=True):
     """What a round's training gives: an update float32 [d] in the order of the model's trainable list.
 
-    For the shared placement the update is minus the sum of clipped gradients, not yet divided or noised.
+    For the shared placement the update is minus the sum of clipped gradients, not yet divided or noised. Nothing
+    here may leave the device as it is: protection clips, noises and masks it; `loss` and `records` are exact.
     """
 
     update: npt.NDArray[np.float32]
     sampling: Sampling
     loss: float
     records: int
+
+    def __repr__(self) -> str:
+        return f"TrainResult(sampling={self.sampling}, ...)"
 
 
 def job(model: bytes, features: Mapping[str, Array], labels: Array, plan: TrainingPlan, key: bytes) -> Job:

@@ -1,0 +1,211 @@
+"""Our accountant against Opacus, Google's dp-accounting and exact formulas; every number is an upper bound."""
+
+from __future__ import annotations
+
+import logging
+import math
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from edge_sdk.privacy.accounting import (
+    NOTHING,
+    ORDERS,
+    analytic_gaussian_delta,
+    analytic_gaussian_epsilon,
+    calibrate,
+    compose,
+    epsilon,
+    gaussian,
+    skellam,
+    subsampled_gaussian,
+)
+
+DELTA = 1e-5
+GRID = [
+    (q, z, steps)
+    for q in (0.001, 0.01, 0.05, 0.3, 1.0)
+    for z in (0.5, 0.7, 1.0, 2.0, 5.0)
+    for steps in (1, 20, 200, 1000)
+]
+
+
+def opacus_rdp(q, z, steps, orders):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from opacus.accountants.analysis.rdp import compute_rdp
+    return compute_rdp(q=q, noise_multiplier=z, steps=steps, orders=orders)
+
+
+def opacus_epsilon(q, z, steps):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from opacus.accountants import RDPAccountant
+
+        accountant = RDPAccountant()
+        accountant.history = [(z, q, steps)]
+        return accountant.get_epsilon(DELTA)
+
+
+def google(q, z, steps, accountant):
+    from dp_accounting import dp_event
+
+    logging.disable(logging.WARNING)  # it reports each order that it leaves out
+    try:
+        step = dp_event.PoissonSampledDpEvent(q, dp_event.GaussianDpEvent(z))
+        accountant.compose(dp_event.SelfComposedDpEvent(step, steps))
+        return accountant.get_epsilon(DELTA)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def google_rdp(q, z, steps):
+    from dp_accounting import rdp
+
+    return google(q, z, steps, rdp.RdpAccountant())
+
+
+def google_pld(q, z, steps):
+    from dp_accounting import pld
+
+    return google(q, z, steps, pld.PLDAccountant())
+
+
+def test_the_spend_at_every_order_is_that_of_opacus():
+    for q, z, steps in GRID:
+        orders = [order for order in ORDERS if order <= 256]
+        ours = np.array(subsampled_gaussian(q, z, steps)[: len(orders)])
+        # Opacus' series does not settle at the smallest orders with little noise; it settles where the sum does.
+        theirs = opacus_rdp(q, z, steps, orders) if z >= 1 else opacus_rdp(q, z, steps, orders[10:])
+        np.testing.assert_allclose(ours[-len(theirs) :], theirs, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize(("q", "z", "steps"), GRID)
+def test_epsilon_agrees_with_both_references_where_their_orders_reach(q, z, steps):
+    ours = epsilon(subsampled_gaussian(q, z, steps), DELTA)
+    theirs, second = opacus_epsilon(q, z, steps), google_rdp(q, z, steps)
+    assert ours <= 1.02 * min(theirs, second)
+    if 0.2 < ours < 13:
+        assert ours >= 0.995 * theirs
+        assert ours >= 0.99 * second
+
+
+@pytest.mark.parametrize(
+    ("q", "z", "steps"), [(0.01, 0.5, 20), (0.01, 1, 1000), (0.05, 0.7, 200), (0.3, 2, 200), (1, 1, 1), (0.3, 0.7, 20)]
+)
+def test_epsilon_is_never_below_the_exact_one(q, z, steps):
+    ours, exact = epsilon(subsampled_gaussian(q, z, steps), DELTA), google_pld(q, z, steps)
+    assert exact <= ours <= 1.8 * exact
+
+
+@pytest.mark.parametrize("steps", [1, 30])
+@pytest.mark.parametrize("z", [0.5, 1.0, 4.0])
+def test_the_analytic_gaussian_is_exact(z, steps):
+    exact = analytic_gaussian_epsilon(z, DELTA, steps)
+    assert exact == pytest.approx(google_pld(1.0, z, steps), rel=1e-3)
+    assert epsilon(gaussian(z, steps), DELTA) >= exact
+    assert analytic_gaussian_delta(z, exact, steps) == pytest.approx(DELTA, rel=0.01)
+
+
+def integral_delta(z, eps):
+    """The slow oracle: the hockey-stick divergence of N(1, z) from N(0, z) as a sum over a fine grid."""
+    t = np.linspace(-40 * z, 40 * z + 1, 400_001)
+    shifted, centred = np.exp(-((t - 1) ** 2) / (2 * z * z)), np.exp(-(t**2) / (2 * z * z))
+    density = np.maximum(shifted - math.exp(eps) * centred, 0) / (z * math.sqrt(2 * math.pi))
+    return float(density.sum() * (t[1] - t[0]))
+
+
+@pytest.mark.parametrize(("z", "eps"), [(0.7, 1.0), (1.0, 3.0), (3.0, 0.1)])
+def test_the_analytic_delta_is_the_integral_of_its_definition(z, eps):
+    assert analytic_gaussian_delta(z, eps) == pytest.approx(integral_delta(z, eps), rel=1e-4)
+
+
+def skellam_renyi(order, shift, variance):
+    """The slow oracle: the Renyi divergence between two Skellam variables, from their probabilities."""
+    from scipy.special import ive
+
+    k = np.arange(-150, 151)
+    log_p = np.log(ive(np.abs(k), variance))
+    log_q = np.log(ive(np.abs(k - shift), variance))
+    terms = order * log_q + (1 - order) * log_p
+    top = terms[np.isfinite(terms)].max()
+    return (top + math.log(np.exp(terms[np.isfinite(terms)] - top).sum())) / (order - 1)
+
+
+@pytest.mark.parametrize("variance", [20.0, 80.0])
+@pytest.mark.parametrize("shift", [1, 3])
+def test_the_skellam_spend_bounds_the_true_divergence_and_is_close(variance, shift):
+    spend = skellam(shift, shift, variance)
+    for order in (2.0, 3.0, 5.5, 8.0):
+        true, ours = skellam_renyi(order, shift, variance), spend[ORDERS.index(order)]
+        assert true <= ours <= 1.3 * true
+
+
+def test_a_finely_quantised_skellam_spends_what_the_gaussian_spends():
+    z, grid = 1.3, 10_000.0
+    ours = epsilon(skellam(grid, grid * 50, (z * grid) ** 2, steps=4), DELTA)
+    assert ours == pytest.approx(epsilon(gaussian(z, 4), DELTA), rel=0.01)
+
+
+def test_spends_add_up():
+    once = subsampled_gaussian(0.05, 1.1, 10)
+    assert compose([once] * 3) == pytest.approx(subsampled_gaussian(0.05, 1.1, 30))
+    assert compose([]) == NOTHING
+
+
+@pytest.mark.parametrize("target", [0.5, 2.0, 8.0])
+def test_calibration_is_the_least_noise_that_keeps_the_target(target):
+    def mechanism(z):
+        return subsampled_gaussian(0.05, z, 200)
+
+    z = calibrate(target, DELTA, mechanism)
+    assert epsilon(mechanism(z), DELTA) <= target
+    assert epsilon(mechanism(0.995 * z), DELTA) > target
+
+
+def test_more_noise_spends_less_and_more_steps_or_sampling_spend_more():
+    reference = epsilon(subsampled_gaussian(0.05, 1.0, 100), DELTA)
+    assert epsilon(subsampled_gaussian(0.05, 1.1, 100), DELTA) < reference
+    assert epsilon(subsampled_gaussian(0.05, 1.0, 101), DELTA) > reference
+    assert epsilon(subsampled_gaussian(0.06, 1.0, 100), DELTA) > reference
+
+
+def test_nothing_spends_nothing_and_no_noise_spends_everything():
+    assert epsilon(NOTHING, DELTA) == 0
+    assert subsampled_gaussian(0, 1.0, 10) == subsampled_gaussian(0.1, 1.0, 0) == NOTHING
+    assert epsilon(subsampled_gaussian(0.1, 0.0, 1), DELTA) == math.inf
+    assert epsilon(skellam(1, 1, 0.0), DELTA) == math.inf
+    assert analytic_gaussian_epsilon(0, DELTA) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("q", "z", "steps"), [(-0.1, 1, 1), (1.1, 1, 1), (0.1, -1, 1), (0.1, math.nan, 1), (0.1, 1, -1)]
+)
+def test_an_impossible_mechanism_is_refused(q, z, steps):
+    with pytest.raises(ValueError, match="impossible"):
+        subsampled_gaussian(q, z, steps)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan])
+def test_an_impossible_delta_is_refused(delta):
+    with pytest.raises(ValueError, match="delta"):
+        epsilon(gaussian(1.0), delta)
+
+
+def test_a_target_that_nothing_reaches_is_refused():
+    with pytest.raises(ValueError, match="no amount of noise"):
+        calibrate(1e-9, 1e-300, lambda z: gaussian(z, 10**9))
+
+
+def test_the_accountant_needs_nothing_but_the_standard_library():
+    program = (
+        "import sys; before = set(sys.modules)\n"
+        "from edge_sdk.privacy.accounting import *\n"
+        "epsilon(subsampled_gaussian(0.01, 1.0, 10), 1e-5)\n"
+        "print([m for m in ('numpy', 'scipy', 'torch', 'opacus') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
+    assert done.stdout.strip() == "[]"
