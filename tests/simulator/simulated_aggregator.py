@@ -18,7 +18,8 @@ from simulated_device import DeviceKeysOf
 from simulated_wire import AGGREGATOR, FLEET, Packet, Wire, WireTransport, seeded_entropy
 
 from aggregator import cohort
-from aggregator.errors import DiskFull, TaskRefused
+from aggregator.desk import Desk
+from aggregator.errors import TaskRefused
 from aggregator.fleet.registry import Registry
 from aggregator.home import Home
 from aggregator.ingest import Ingest
@@ -29,26 +30,9 @@ from aggregator.store.rows import TaskRow
 from aggregator.store.schema import open_database
 from aggregator.store.store import Store
 from aggregator.tasks import TaskSpec
-from edge_sdk.protocol import codec, topics
-from edge_sdk.protocol.errors import MalformedMessage, RemoteProtocolError, UnexpectedMessage, WrongSignature
-from edge_sdk.protocol.messages import (
-    UP,
-    Ask,
-    Block,
-    Done,
-    Echo,
-    Get,
-    Heartbeat,
-    Hello,
-    Message,
-    Offer,
-    PrivacyTerms,
-    Refusal,
-    Report,
-    SecAggTerms,
-    Share,
-    State,
-)
+from aggregator.watch import Presence, Refusals
+from edge_sdk.protocol import codec
+from edge_sdk.protocol.messages import Offer, PrivacyTerms, SecAggTerms
 from edge_sdk.protocol.roster import SignedRoster, Statement
 from edge_sdk.protocol.sealing import ROUND_SECRET_BYTES, RoundKey
 
@@ -71,7 +55,9 @@ def privacy_terms() -> PrivacyTerms:
     )  # fmt: skip
 
 
-def make_offer(number: int, now: float, roster: SignedRoster, round_key: bytes, spec: TaskSpec, **changes: Any) -> Offer:
+def make_offer(
+    number: int, now: float, roster: SignedRoster, round_key: bytes, spec: TaskSpec, **changes: Any
+) -> Offer:
     """The offer that an honest aggregator makes."""
     statement = codec.unpack(roster.statement, Statement)
     terms = SecAggTerms(
@@ -135,7 +121,6 @@ class SimulatedAggregator:
         self._wire, self._home, self._spec, self._now = wire, Home(folder), spec, now
         self.entropy = seeded_entropy("aggregator")
         self.sums = Sums(spec)
-        self.refused: Counter[str] = Counter()
         self.crash_at = ""
         self._home.prepare()
         self._open()
@@ -153,11 +138,15 @@ class SimulatedAggregator:
         self.registry = Registry(connection, FLEET)
         self.post = Post(FLEET, AGGREGATOR_KEY, WireTransport(self._wire, AGGREGATOR))
         self.ingest = Ingest(self.store, self._home)
-        self._seen: dict[str, tuple[float, str]] = {}
         self.rounds = Rounds(
             store=self.store, registry=self.registry, ingest=self.ingest,
             offering=Offering(self.registry, self._spec, self.entropy),  # type: ignore[arg-type]
             releases=self.sums, post=self.post, clock=self._now, phase_hook=self._phase,  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.presence, self.refusals = Presence(self.store, self._now()), Refusals(self.store)
+        self.desk = Desk(
+            fleet=FLEET, home=self._home, registry=self.registry, repository=None, rounds=self.rounds,
+            ingest=self.ingest, post=self.post, presence=self.presence, refusals=self.refusals,
         )  # fmt: skip
         self.rounds.restore(self._now())
 
@@ -170,95 +159,33 @@ class SimulatedAggregator:
         self.store.connection.close()
         self._open()
 
-    # -- messages
+    # -- what the simulation calls
 
     def receive(self, packet: Packet) -> None:
-        try:
-            self._dispatch(packet)
-        except DiskFull:
-            self.refused["disk-full"] += 1
-        except RemoteProtocolError as error:
-            self.refused[error.reason] += 1
+        self.desk.receive(packet.topic, packet.payload, self._now())
         self.post.pump()
-
-    def _dispatch(self, packet: Packet) -> None:
-        address = topics.parse(packet.topic)
-        device = address.device
-        if address.direction != "up" or device is None:
-            raise MalformedMessage("not to the aggregator", reason="topic")
-        known = self.registry.get(device)
-        if known is None or known.status != "active":
-            raise WrongSignature("not a device", reason="unknown-device")
-        if address.kind == "data":
-            self._chunk(device, codec.decode_chunk(packet.payload))
-            return
-        message = codec.decode(
-            packet.payload, fleet=FLEET, sender=device, recipient=AGGREGATOR, public_key=known.sign_key, accepted=UP
-        )
-        if message.topic != address.kind:
-            raise MalformedMessage("another topic's message", reason="kind")
-        self._seen[device] = (self._now(), message.phase if isinstance(message, Heartbeat) else "")
-        try:
-            self._handle(device, message)
-        except RemoteProtocolError as error:
-            upload = message.upload if isinstance(message, Hello | Done) else None
-            self.post.send(device, Refusal(message.topic, error.reason, "", upload))
-            raise
-
-    def _chunk(self, device: str, chunk: codec.Chunk) -> None:
-        try:
-            ack = self.ingest.chunk(device, chunk, self._now())
-        except UnexpectedMessage as error:
-            self.post.send(device, Refusal("data", error.reason, "", chunk.upload))
-            raise
-        if ack is not None:
-            self.post.send(device, ack)
-
-    def _handle(self, device: str, message: Message) -> None:
-        now = self._now()
-        match message:
-            case Hello():
-                self.post.send(device, self.rounds.hello(device, message, now))
-            case Done():
-                self.post.send(device, self.rounds.done(device, message, now))
-            case Share():
-                self.rounds.share(device, message)
-            case Report():
-                self.rounds.report(device, message)
-            case Heartbeat():
-                self.post.send(device, Echo(message.nonce, int(now)))
-            case Ask():
-                self.post.send(device, self._state(device, message))
-            case Get():
-                self.post.answer(device, self._block(device, message))
-
-    def _state(self, device: str, ask: Ask) -> State:
-        offers, openings = tuple(self.rounds.offers()), tuple(self.rounds.openings(device))
-        return State(ask.nonce, int(self._now()), 1, offers, openings, 60)
-
-    def _block(self, device: str, get: Get) -> Block:
-        kind, _, rest = get.path.partition("/")
-        blob = None
-        if kind == "roster" and (signed := self.registry.signed_roster(int(rest))) is not None:
-            blob = signed.to_blob()
-        elif kind == "opening":
-            task, _, number = rest.partition("/")
-            blob = self.rounds.opening_blob(device, task, int(number))
-        if blob is None:
-            return Block(get.request, get.path, get.offset, 0, False, b"")
-        return Block(get.request, get.path, get.offset, len(blob), True, blob[get.offset : get.offset + get.length])
 
     def tick(self) -> None:
         now = self._now()
         for device, message in self.ingest.due(now):
             self.post.send(device, message)
-        self.rounds.tick(now, cohort.live(self._seen, now))
+        self.rounds.tick(now, self.presence.live(now, cohort.LIVE_S))
+        self.presence.write()
+        self.refusals.write()
         self.post.pump()
 
     # -- what the tests ask
 
     def included(self, number: int) -> set[str]:
         return {row.device for row in self.store.uploads(TASK, number, "accepted", "summed")}
+
+    def refused(self) -> dict[str, int]:
+        """Messages refused, by reason."""
+        self.refusals.write()
+        counts: Counter[str] = Counter()
+        for (_, reason), count in self.store.refusals().items():
+            counts[reason] += count
+        return dict(counts)
 
     def phases(self) -> dict[int, str]:
         return {row.number: row.phase for row in self.store.rounds(TASK)}

@@ -168,4 +168,3 @@ class SimulatedDevice:
 
     def refusals(self) -> dict[str, int]:
         return counters(self.database, "refusal")
-

@@ -161,4 +161,3 @@ class World:
                 return
             self.advance(1)
             self.deliver(len(self.wire.waiting), 0)
-
