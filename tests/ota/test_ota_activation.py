@@ -71,6 +71,16 @@ def test_the_probe_names_why_it_refuses(tmp_path: Path) -> None:
         assert caught.value.reason == reason
 
 
+def test_a_model_that_swells_past_the_memory_limit_is_refused(tmp_path: Path) -> None:
+    shape = {"shape": np.array([1 << 27], np.int64)}  # half a GiB of zeros out of a file of 100 bytes
+    file = write_onnx(tmp_path / "swells.onnx", [helper.make_node("ConstantOfShape", ["shape"], ["logits"])], shape)
+    with pytest.raises(ProbeFailed):
+        run_probe(file, memory_bytes=500 << 20)
+    sound = tmp_path / "sound.onnx"
+    sound.write_bytes(model_bytes(1))
+    run_probe(sound, memory_bytes=500 << 20)
+
+
 def test_a_model_that_never_answers_is_stopped(tmp_path: Path) -> None:
     file = endless_loop(tmp_path / "loop.onnx")
     with pytest.raises(ProbeFailed) as caught:

@@ -151,6 +151,15 @@ def test_a_damaged_active_file_falls_back_to_the_one_before_then_to_the_bundled(
         assert served(slots) == expected
 
 
+def test_the_journal_is_replaced_and_never_overwritten(directory: Path) -> None:
+    slots = Slots(directory)
+    with (directory / "journal.json").open("rb") as opened:
+        before = (directory / "journal.json").read_bytes()
+        slots.refuse(sha(NEXT), "graph-changed")
+        assert opened.read() == before, "a reader, or a crash, sees the old journal whole"
+    assert (directory / "journal.json").read_bytes() != before
+
+
 def test_an_unreadable_journal_falls_back_to_the_bundled_model_and_says_so(directory: Path) -> None:
     bundled = directory.parent / "bundled.onnx"
     bundled.write_bytes(b"bundled model")
