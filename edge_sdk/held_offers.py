@@ -57,6 +57,13 @@ class HeldOffers:
         row = self._db.execute("SELECT frame FROM offers WHERE offer_hash = ?", (offer_hash,)).fetchone()
         return HeldOffer(self._parse(row[0]), offer_hash) if row else None
 
+    def newest(self, task: str) -> Offer | None:
+        """The offer of the highest round held for a task."""
+        row = self._db.execute(
+            "SELECT frame FROM offers WHERE task = ? ORDER BY round DESC LIMIT 1", (task,)
+        ).fetchone()
+        return self._parse(row[0]) if row else None
+
     def roster_blob(self, statement_hash: bytes) -> bytes | None:
         """The roster blob behind a held offer."""
         row = self._db.execute("SELECT blob FROM rosters WHERE statement_hash = ?", (statement_hash,)).fetchone()

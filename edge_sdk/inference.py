@@ -87,6 +87,10 @@ class Models:
         """Take a task's model out of service, if there is one."""
         self._served.pop(task, None)
 
+    def serving(self) -> dict[str, ServedModel]:
+        """Task -> model in service: a copy."""
+        return dict(self._served)
+
     def current(self, task: str) -> ServedModel:
         """The model in service. Raises NoModel."""
         try:

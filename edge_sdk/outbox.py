@@ -178,6 +178,11 @@ class Outbox:
         (n,) = self._db.execute("SELECT COUNT(*) FROM outbox WHERE state IN (?, ?, ?)", _OPEN).fetchone()
         return int(n)
 
+    @property
+    def sending(self) -> bool:
+        """True while an upload has no final answer."""
+        return self._entry is not None
+
     def _next(self, tick: float) -> _Entry | None:
         row = self._db.execute(
             "SELECT upload, task, round, offer_hash, size, sealed_key, closes_at FROM outbox WHERE state IN (?, ?, ?)"

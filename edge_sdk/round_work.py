@@ -92,9 +92,9 @@ class RoundWork:
         *,
         fetch: Fetch,
         train: Train,
-        locked_graph: Callable[[str], bytes],
+        locked_graph: Callable[[str, bytes], bytes],
     ) -> None:
-        """`locked_graph(task)`: the graph digest that the offline key signed. Raises OtaError for none."""
+        """`locked_graph(task, expected)`: the graph digest that the offline key signed. Raises OtaError."""
         self._device, self._config, self._db, self._examples = device, config, connection, examples
         self._fetch, self._train, self._locked_graph = fetch, train, locked_graph
         self._held = HeldOffers(connection)
@@ -196,7 +196,7 @@ class RoundWork:
         from edge_sdk.artifact.graph_lock import graph_digest
         from edge_sdk.artifact.safety import check_model
 
-        if offer.graph_digest != self._locked_graph(offer.task):
+        if offer.graph_digest != self._locked_graph(offer.task, offer.graph_digest):
             raise OfferRefused("the graph is not the one that the offline key locked", reason="graph")
         limit = min(offer.model_bytes, self._config.max_model_mib * 2**20)
         data = self._checkpoint(offer.models[0], limit)

@@ -117,6 +117,11 @@ class ReleaseFeed:
             flush(temporary)
             move_durably(temporary, destination)
 
+    def locked_graph(self, task: str, now: float) -> bytes:
+        """The graph digest (32 bytes) that the offline key locked for `task`. Raises as `check_for_update`."""
+        with self._border(now):
+            return bytes.fromhex(self._lock(self._refreshed(now), task).graph_digest)
+
     def _refreshed(self, now: float) -> Updater:
         updater = Updater(
             str(self._metadata),

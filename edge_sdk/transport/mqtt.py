@@ -33,7 +33,7 @@ from edge_sdk.transport.interface import MAX_PAYLOAD_BYTES, WINDOW, Callbacks, Q
 
 log = logging.getLogger(__name__)
 
-POLL_S: Final = 0.5
+POLL_S: Final = 1.0
 STOP_S: Final = 12.0
 STEADY_S: Final = 10.0
 GIVE_UP_VERSION: Final = 3  # failures after which the broker may have been replaced by one of the other version

@@ -1,0 +1,52 @@
+"""What `predict` gives back. Never an exception: without a model or with a wrong record it says so in `error`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+class Answer:
+    """One prediction, best label first. `available` is False where there is none, and `error` says why."""
+
+    __slots__ = ("_feedback", "error", "model_sha256", "model_version", "ranked")
+
+    def __init__(
+        self,
+        ranked: tuple[tuple[str, float], ...] = (),
+        *,
+        model_version: int = 0,
+        model_sha256: str = "",
+        error: str = "",
+        feedback: Callable[[Any, str | None], None] | None = None,
+    ) -> None:
+        """`ranked`: (label, score) pairs, best first; `model_sha256` is hex."""
+        self.ranked, self.model_version, self.model_sha256, self.error = ranked, model_version, model_sha256, error
+        self._feedback = feedback
+
+    def __repr__(self) -> str:
+        return f"Answer({self.label!r}, {self.score:.3f})" if self.available else f"Answer(unavailable: {self.error})"
+
+    @property
+    def available(self) -> bool:
+        """True where a model answered."""
+        return bool(self.ranked)
+
+    @property
+    def label(self) -> str | None:
+        """The best label; None without an answer."""
+        return self.ranked[0][0] if self.ranked else None
+
+    @property
+    def score(self) -> float:
+        """Probability of the best label (for a number, its value); 0.0 without an answer."""
+        return self.ranked[0][1] if self.ranked else 0.0
+
+    def top(self, k: int) -> list[tuple[str, float]]:
+        """The k best (label, score) pairs."""
+        return list(self.ranked[: max(0, k)])
+
+    def feedback(self, label: Any, subject: str | None = None) -> None:
+        """What was right after all: the record is kept with this label and trains the next model."""
+        if self._feedback is not None:
+            self._feedback(label, subject)

@@ -1,0 +1,286 @@
+"""`EdgeClient`: what an app holds. After `init` nothing here raises into the app or blocks it.
+
+Owns the process's clock, randomness and threads. Whatever the app passes in, an entry point answers: with a result,
+or with a count of what was dropped, a line in the log and a call of `on_error`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from edge_sdk.answer import Answer
+from edge_sdk.config import Config, ConfigError, load
+from edge_sdk.engine import Engine
+from edge_sdk.governor import Governor
+
+if TYPE_CHECKING:
+    from edge_sdk.identity.enrolment import Identity
+    from edge_sdk.inference import Models
+    from edge_sdk.surroundings import Surroundings
+    from edge_sdk.transport.interface import Transport
+
+IDENTITY: Final = "identity"
+OPENING_S: Final = 5.0
+REPEAT_S: Final = 10.0
+
+log = logging.getLogger("edge_sdk")
+F = TypeVar("F", bound=Callable[[], object])
+OnError = Callable[[BaseException], None]
+
+
+class RateLimit(logging.Filter):
+    """Lets one message of a kind through in ten seconds, with the number that was held back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[object, tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        at, held = self._last.get(record.msg, (-REPEAT_S, 0))
+        if record.created - at < REPEAT_S:
+            self._last[record.msg] = (at, held + 1)
+            return False
+        self._last[record.msg] = (record.created, 0)
+        if held:
+            record.msg = f"{record.msg} (and {held} more like it)"
+        return True
+
+
+class System:
+    """The real surroundings: this machine's clock and randomness, the enrolled identity, MQTT."""
+
+    def __init__(self, config: Config) -> None:
+        self._home = config.home
+
+    def clock(self) -> float:
+        return time.time()
+
+    def tick(self) -> float:
+        return time.monotonic()
+
+    def hour(self) -> int:
+        return time.localtime().tm_hour
+
+    def entropy(self, count: int) -> bytes:
+        return os.urandom(count)
+
+    def identity(self) -> Identity:
+        from edge_sdk.identity.enrolment import load_identity
+
+        return load_identity(self._home / IDENTITY)
+
+    def connect(self, identity: Identity, last_words: Callable[[], tuple[str, bytes]]) -> Transport:
+        import random
+
+        from edge_sdk.protocol.topics import device_filters
+        from edge_sdk.transport.mqtt import MqttSettings, MqttTransport
+
+        settings = MqttSettings(
+            host=identity.bundle.broker_host,
+            port=identity.bundle.broker_port,
+            name=identity.device,
+            ca_file=identity.ca_file,
+            certificate_file=identity.certificate_file,
+            key_file=identity.key_file,
+            subscriptions=device_filters(identity.bundle.fleet, identity.device),
+        )
+        return MqttTransport(settings, rng=random.SystemRandom(), will=last_words)
+
+
+class EdgeClient:
+    """One device in this process. A context manager; `close` is also called at exit."""
+
+    def __init__(
+        self, config: Config, *, on_error: OnError | None = None, surroundings: Surroundings | None = None
+    ) -> None:
+        """Use `edge_sdk.init`. `surroundings` is for tests (`edge_sdk.testing`)."""
+        self.config = config
+        self._governor = Governor(config.active_hours)
+        self._on_error = on_error
+        self._models: Models | None = None
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        if config.enabled:
+            self._engine = Engine(config, surroundings or System(config), self._governor, self._served, self._tell)
+            self._engine.start()
+            _clients.add(self)
+
+    def __enter__(self) -> EdgeClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"EdgeClient({str(self.config.home)!r})"
+
+    def predict(self, task: str, fields: Mapping[str, Any]) -> Answer:
+        """Answer with the last good model: local, offline, whatever else goes on. Never raises.
+
+        Without a model, or where `fields` do not fit the model's schema, `Answer.available` is False. While the
+        process starts it waits, at most 5 s, for a model that is on the disk.
+        """
+        try:
+            self._wait_for(task)
+            (result,) = self._served().predict(task, [fields])
+            kept = dict(fields)
+        except Exception as error:
+            return Answer(error=f"{type(error).__name__}: {error}"[:500])
+        return Answer(
+            result.ranked,
+            model_version=result.model_version,
+            model_sha256=result.model_sha256,
+            feedback=lambda label, subject: self.record(task, kept, label, subject),
+        )
+
+    def _wait_for(self, task: str) -> None:
+        engine = self._engine
+        if engine is not None and not engine.opened.is_set() and (self.config.home / "models" / task).is_dir():
+            engine.opened.wait(OPENING_S)
+
+    def _served(self) -> Models:
+        """Made with the first use: it brings numpy's weight, which importing this package must not."""
+        with self._lock:
+            if self._models is None:
+                from edge_sdk.inference import Models
+
+                self._models = Models()
+            return self._models
+
+    def record(self, task: str, fields: Mapping[str, Any], label: Any, subject: str | None = None) -> None:
+        """Keep a labelled example on this device, encrypted. Returns at once; a full queue drops and counts it."""
+        engine = self._engine
+        if engine is None:
+            return
+        try:
+            if not isinstance(task, str) or not isinstance(fields, Mapping):
+                raise TypeError(f"record(task: str, fields: mapping, label) got {type(task)}, {type(fields)}")
+            engine.record((task, dict(fields), label, None if subject is None else str(subject)))
+        except Exception as error:
+            engine.live.drop("record-invalid")
+            self._fault(error)
+
+    def busy(self, veto: F) -> F:
+        """Decorator: while the function returns something true, this device does not train."""
+        self._governor.veto = veto
+        return veto
+
+    def forget(self, subject: str) -> None:
+        """Erase every example of a subject, those still queued included. Returns at once."""
+        if self._engine is not None and not self._engine.forget(str(subject)):
+            self._fault(RuntimeError("forget was not queued: the queue is full; call it again"))
+
+    def status(self) -> dict[str, Any]:
+        """A plain dict: phase, connection, models, privacy spent, examples, refusals, counters. Never raises."""
+        try:
+            return self._status()
+        except Exception as error:
+            self._fault(error)
+            return {"phase": "unknown", "error": str(error)}
+
+    def _status(self) -> dict[str, Any]:
+        from edge_sdk.device_status import read_status
+
+        status = read_status(self.config)
+        engine = self._engine
+        if engine is None:
+            return {"phase": "disabled", "connected": False, **status}
+        live = engine.live
+        served = {t: {"version": m.version, "sha256": m.sha256} for t, m in self._served().serving().items()}
+        return {
+            "phase": engine.phase(),
+            "connected": live.connected,
+            "progress": live.progress,
+            "waiting_for": live.objection,
+            "dropped": dict(live.dropped),
+            "rebuilt_connections": live.rebuilt,
+            **status,
+            "models": served or status["models"],
+        }
+
+    def flush(self, timeout: float = 2.0) -> bool:
+        """Wait until what was recorded and forgotten so far is on the disk; False where the time ran out."""
+        engine = self._engine
+        if engine is None:
+            return True
+        try:
+            done = threading.Event()
+            return engine.ask(done.set) and done.wait(max(0.0, float(timeout)))
+        except Exception as error:
+            self._fault(error)
+            return False
+
+    def close(self) -> None:
+        """End the threads in bounded time. What was recorded and what waits in the outbox stays for the next start."""
+        engine, self._engine = self._engine, None
+        _clients.discard(self)
+        if engine is not None:
+            try:
+                engine.stop()
+            except Exception as error:
+                self._fault(error)
+
+    def _fault(self, error: BaseException) -> None:
+        log.error("%s: %s", type(error).__name__, error)
+        self._tell(error)
+
+    def _tell(self, error: BaseException) -> None:
+        if self._on_error is not None:
+            try:
+                self._on_error(error)
+            except Exception:
+                log.exception("the function given as on_error failed")
+
+    def _after_fork(self) -> None:
+        """In a forked child the threads are gone: this client does nothing there until `init` makes a new one."""
+        self._lock = threading.Lock()
+        self._engine = None
+
+
+_clients: weakref.WeakSet[EdgeClient] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for client in list(_clients):
+        client.close()
+
+
+def _forget_threads() -> None:
+    for client in list(_clients):
+        client._after_fork()
+    _clients.clear()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
+
+
+def init(config: Config | None = None, *, on_error: OnError | None = None, **settings: Any) -> EdgeClient:
+    """Start this device and return at once; no network is waited for. The only call that may raise: ConfigError.
+
+    Settings come from the arguments, then EDGE_* variables, then edge.toml in the home, then defaults.
+    """
+    if not any(isinstance(known, RateLimit) for known in log.filters):
+        log.addFilter(RateLimit())
+    config = config or load(**settings)
+    if config.enabled:
+        _check_home(config.home)
+    return EdgeClient(config, on_error=on_error)
+
+
+def _check_home(home: Path) -> None:
+    if not (home / IDENTITY / "device.crt").exists():
+        raise ConfigError(f"{home} holds no enrolled device; run `edge-sdk enroll TOKEN --home {home}` once")
+    if not os.access(home, os.W_OK):
+        raise ConfigError(f"{home} cannot be written; give this user the directory")

@@ -1,0 +1,104 @@
+"""What a device can say about itself from its files alone, whether it runs or not. Reads, changes nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from edge_sdk.config import Config
+
+
+def read_status(config: Config) -> dict[str, Any]:
+    """A plain dict: models, examples, privacy spent, uploads, refusals and counters. Missing files give empty parts."""
+    home = config.home
+    return {
+        "home": str(home),
+        "models": installed_models(home),
+        "examples": dict(
+            _rows(home / "examples.db", "SELECT task, COUNT(*) FROM examples GROUP BY task ORDER BY task")
+        ),
+        "privacy": _privacy(config),
+        **_device(home / "device.db"),
+    }
+
+
+def installed_models(home: Path) -> dict[str, dict[str, Any]]:
+    """Task -> version, SHA-256 (hex) and file of the model that serves, by the slots' journals."""
+    import msgspec
+
+    from edge_sdk.ota.slots import JOURNAL, Journal, Phase
+
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((home / "models").glob(f"*/{JOURNAL}")):
+        try:
+            journal = msgspec.json.decode(path.read_bytes(), type=Journal)
+        except (OSError, msgspec.MsgspecError):
+            continue
+        entry = journal.candidate if journal.phase is Phase.TRIAL else journal.active
+        if entry is not None:
+            file = str(path.with_name(f"{entry.slot}.onnx"))
+            found[path.parent.name] = {"version": entry.version, "sha256": entry.sha256, "file": file}
+    return found
+
+
+def _rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+    if not path.exists():
+        return []
+    try:
+        connection = sqlite3.connect(path, timeout=2.0)
+        try:
+            return connection.execute(query).fetchall()
+        finally:
+            connection.close()
+    except sqlite3.Error:
+        return []
+
+
+def _device(path: Path) -> dict[str, Any]:
+    counters: dict[str, dict[str, int]] = {}
+    for kind, reason, n in _rows(path, "SELECT kind, reason, n FROM counters ORDER BY kind, reason"):
+        counters.setdefault(kind, {})[reason] = n
+    columns = ("task", "round", "state", "reason", "size_bytes", "chunks_sent", "chunks_resent")
+    uploads = _rows(
+        path, "SELECT task, round, state, reason, size, sent, resent FROM outbox ORDER BY rowid DESC LIMIT 20"
+    )
+    return {
+        "refusals": counters.pop("refusal", {}),
+        "counters": counters,
+        "uploads": [dict(zip(columns, row, strict=True)) for row in uploads],
+    }
+
+
+def _privacy(config: Config) -> dict[str, dict[str, dict[str, float]]]:
+    """Task -> unit -> epsilon spent, delta it is stated at, rounds charged and the budget."""
+    path = config.home / "device.db"
+    spent: dict[str, dict[str, dict[str, float]]] = {}
+    charged = _rows(path, "SELECT task, unit, COUNT(*) FROM privacy_spends GROUP BY task, unit ORDER BY task, unit")
+    if not charged:
+        return spent
+    from edge_sdk.privacy.ledger import Ledger
+
+    connection = sqlite3.connect(path, timeout=2.0)
+    try:
+        ledger = Ledger(connection)
+        for task, unit, rounds in charged:
+            delta = _delta(path, task, config.max_delta)
+            epsilon = ledger.epsilon(task, unit, delta)
+            entry = {"epsilon": epsilon, "delta": delta, "rounds": rounds, "budget": config.max_epsilon}
+            spent.setdefault(task, {})[unit] = entry
+    finally:
+        connection.close()
+    return spent
+
+
+def _delta(path: Path, task: str, otherwise: float) -> float:
+    """The delta of the newest offer this device holds for the task."""
+    from edge_sdk.held_offers import HeldOffers
+
+    connection = sqlite3.connect(path, timeout=2.0)
+    try:
+        offer = HeldOffers(connection).newest(task)
+    finally:
+        connection.close()
+    return offer.privacy.delta if offer is not None else otherwise

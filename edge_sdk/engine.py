@@ -1,0 +1,328 @@
+"""The two threads behind an `EdgeClient`: one speaks, one works. The third belongs to the transport.
+
+The loop thread owns the conversation, the outbox and the recorded examples; the work thread fetches, trains,
+protects and installs. Refuses to train when the known-answer test fails. Clock and entropy are passed in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from edge_sdk.config import Config
+from edge_sdk.governor import Governor
+from edge_sdk.surroundings import Live, OpenOffer, Record, Surroundings
+from edge_sdk.worker import Worker
+
+if TYPE_CHECKING:
+    from edge_sdk.conversation import Conversation
+    from edge_sdk.examples_store import ExamplesStore
+    from edge_sdk.identity.enrolment import Identity
+    from edge_sdk.inference import Models
+    from edge_sdk.protocol.messages import Offer
+    from edge_sdk.transport.interface import Transport
+
+INBOX: Final = 4096
+TURN_S: Final = 0.5
+TRY_AGAIN_S: Final = 5.0
+JOIN_S: Final = 10.0
+MAX_OPEN_OFFERS: Final = 64
+MAX_TASKS: Final = 64
+
+log = logging.getLogger("edge_sdk")
+T = TypeVar("T")
+
+
+class Engine:
+    """Runs one device. `start` returns at once; `stop` ends both threads in bounded time."""
+
+    def __init__(
+        self,
+        config: Config,
+        surroundings: Surroundings,
+        governor: Governor,
+        models: Callable[[], Models],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        """`models()` gives the models in service, which the app's threads share."""
+        self.config, self.around, self.governor, self.models = config, surroundings, governor, models
+        self.live = Live()
+        self.opened = threading.Event()  # every model on the disk is in service, or it failed
+        self._on_error = on_error
+        self._inbox: queue.Queue[tuple[str, bytes]] = queue.Queue(INBOX)
+        self._app: queue.Queue[Callable[[], None]] = queue.Queue(INBOX)
+        self._records: queue.Queue[Record] = queue.Queue(INBOX)
+        self._internal: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._wake = threading.Event()
+        self.stopping = threading.Event()
+        self._offers: dict[bytes, OpenOffer] = {}
+        self._updates: dict[str, float] = {}  # task -> when to look
+        self._updating: set[str] = set()
+        self._loop_thread = threading.Thread(target=self._loop, name="edge-loop", daemon=True)
+        self._worker = Worker(self)
+        self._conversation: Conversation | None = None
+        self._transport: Transport | None = None
+        self._examples: ExamplesStore | None = None
+        self._db: sqlite3.Connection | None = None
+        self._identity: Identity | None = None
+
+    # -- from the app's threads: never block, never raise ------------------------------------------------------------
+
+    def start(self) -> None:
+        self._loop_thread.start()
+
+    def stop(self) -> None:
+        """End both threads; what is durable stays for the next start."""
+        self.stopping.set()
+        self._wake.set()
+        if self._loop_thread.is_alive() and self._loop_thread is not threading.current_thread():
+            self._loop_thread.join(2 * JOIN_S)
+
+    def record(self, example: Record) -> bool:
+        """Queue an example; False, counted, when the queue is full."""
+        try:
+            self._records.put_nowait(example)
+        except queue.Full:
+            self.live.drop("record")
+            return False
+        self._wake.set()
+        return True
+
+    def ask(self, what: Callable[[], None]) -> bool:
+        """Queue something for the loop thread, after all that was recorded before."""
+        try:
+            self._app.put_nowait(what)
+        except queue.Full:
+            self.live.drop("request")
+            return False
+        self._wake.set()
+        return True
+
+    def forget(self, subject: str) -> bool:
+        return self.ask(lambda: self._forget(subject))
+
+    def _forget(self, subject: str) -> None:
+        assert self._examples is not None
+        log.info("%d examples of a subject were erased", self._examples.forget(subject))
+
+    # -- the loop thread -------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        try:
+            self._open_stores()
+            self._open_identity()
+        except Exception as error:
+            self.live.phase = "failed"
+            self.opened.set()
+            self.failed(error)
+        else:
+            self._worker.start(self._identity)
+            self._reconnect()
+        while not self.stopping.is_set():
+            self.guarded(self._turn)
+            self._wake.wait(TURN_S)
+            self._wake.clear()
+        self.guarded(self._close)
+
+    def _open_stores(self) -> None:
+        from edge_sdk.device_db import open_device_db
+        from edge_sdk.examples_store import ExamplesStore
+        from edge_sdk.privacy.ledger import Ledger
+
+        home = self.config.home
+        self._db = open_device_db(home / "device.db")
+        Ledger(self._db)
+        self._examples = ExamplesStore(
+            home / "examples.db", home / "examples.key", self.config.max_examples, self.around.entropy
+        )
+
+    def _open_identity(self) -> None:
+        from edge_sdk.conversation import Conversation, Speaker
+
+        assert self._db is not None
+        who = self._identity = self.around.identity()
+        speaker = Speaker(
+            who.bundle.fleet, who.device, who.keys.sign, who.bundle.aggregator_key, who.keys.epoch, self.around.entropy
+        )
+        self._conversation = Conversation(
+            speaker, self._db, self.config.home / "outbox", self,
+            heartbeat_s=self.config.heartbeat_s, silence_s=self.config.silence_s,
+        )  # fmt: skip
+
+    def _reconnect(self) -> None:
+        """A fresh transport: at start, and when echoes stay away though it says that it is connected."""
+        from edge_sdk.transport.interface import Callbacks
+
+        if self._transport is not None:
+            self._transport.stop()
+            self.live.rebuilt += 1
+        assert self._identity is not None
+        assert self._conversation is not None
+        self._transport = self.around.connect(self._identity, self._conversation.last_words)
+        self._transport.start(Callbacks(self._arrived, self._connection, self._wake.set, self._publish_refused))
+
+    def _turn(self) -> None:
+        self._take_records()
+        for action in _drained(self._app):
+            self._take_records()  # what was recorded before this was asked for comes first
+            self.guarded(action)
+        for action in _drained(self._internal):
+            self.guarded(action)
+        talk = self._conversation
+        if talk is None:
+            return
+        self._take_messages(talk)
+        tick = self.around.tick()
+        talk.turn(tick, self.around.clock())
+        if talk.silent(tick):
+            log.warning("no echo from the aggregator: the connection is built anew")
+            talk.connection(False, tick)
+            self._reconnect()
+        self._schedule(tick, talk.now(self.around.clock()))
+
+    def _take_records(self) -> None:
+        batch = list(_drained(self._records))
+        if not batch:
+            return
+        kept = self._examples.add_many(batch) if self._examples is not None else 0
+        if kept < len(batch):
+            self.live.drop("example", len(batch) - kept)
+
+    def _take_messages(self, talk: Conversation) -> None:
+        for topic, payload in _drained(self._inbox):
+            talk.message(topic, payload, self.around.tick(), self.around.clock())
+
+    def _close(self) -> None:
+        talk = self._conversation
+        if talk is not None:
+            talk.blobs.abandon()
+            if self.live.connected:
+                talk.say_goodbye()
+        self._worker.stop(JOIN_S)
+        if self._transport is not None:
+            self._transport.stop()
+        self._take_records()
+        if self._examples is not None:
+            self._examples.close()
+        if self._db is not None:
+            self._db.close()
+        self.live.phase, self.live.connected = "closed", False
+
+    # -- from the transport's thread ---------------------------------------------------------------------------------
+
+    def _arrived(self, topic: str, payload: bytes) -> None:
+        try:
+            self._inbox.put_nowait((topic, payload))
+        except queue.Full:
+            self.live.drop("message")
+        self._wake.set()
+
+    def _connection(self, up: bool, reason: str) -> None:
+        log.info("connection %s: %s", "up" if up else "down", reason)
+        self._internal.put(lambda: self._connected(up))
+        self._wake.set()
+
+    def _connected(self, up: bool) -> None:
+        self.live.connected = up
+        assert self._conversation is not None
+        self._conversation.connection(up, self.around.tick())
+        if up:
+            for task in list(self._updates):
+                self.hinted(task)
+
+    def _publish_refused(self, topic: str, reason: str) -> None:
+        self._internal.put(lambda: self._refusal_counted(topic, reason))
+
+    def _refusal_counted(self, topic: str, reason: str) -> None:
+        if self._conversation is not None:
+            self._conversation.refuse("broker-refused", f"the broker refused our message on {topic}: {reason}")
+
+    # -- the conversation's host -------------------------------------------------------------------------------------
+
+    def publish(self, topic: str, payload: bytes, qos: int) -> bool:
+        return self._transport is not None and self._transport.publish(topic, payload, 1 if qos else 0)
+
+    def offered(self, frame: bytes, offer: Offer) -> None:
+        from edge_sdk.protocol import codec
+
+        digest = codec.offer_hash(frame)
+        if digest not in self._offers:
+            if len(self._offers) >= MAX_OPEN_OFFERS:
+                self.live.drop("offer")
+                return
+            self._offers[digest] = OpenOffer(frame, offer, self.around.tick())
+            self.hinted(offer.task)
+
+    def hinted(self, task: str) -> None:
+        if task in self._updates or len(self._updates) < MAX_TASKS:
+            self._updates[task] = self.around.tick()
+
+    def active_models(self) -> dict[str, bytes]:
+        return {task: bytes.fromhex(model.sha256) for task, model in self.models().serving().items()}
+
+    def phase(self) -> str:
+        uploading = self._conversation is not None and self._conversation.outbox.sending
+        return "uploading" if uploading and self.live.phase == "idle" else self.live.phase
+
+    # -- what the worker asks of the loop -----------------------------------------------------------------------------
+
+    def on_loop(self, action: Callable[[], None]) -> None:
+        """Have the loop thread do something. From any thread."""
+        self._internal.put(action)
+        self._wake.set()
+
+    def now(self) -> int:
+        """The verified time, seconds since 1970."""
+        assert self._conversation is not None
+        return self._conversation.now(self.around.clock())
+
+    def update_ended(self, task: str, again_s: float | None) -> None:
+        """On the loop: a look for an update is over; look again after `again_s` seconds where it is not None."""
+        self._updating.discard(task)
+        if again_s is not None:
+            self._updates[task] = min(self._updates.get(task, 1e18), self.around.tick() + again_s)
+
+    def talk(self) -> Conversation:
+        """The conversation; for use on the loop thread."""
+        assert self._conversation is not None
+        return self._conversation
+
+    def _schedule(self, tick: float, now: int) -> None:
+        """Hand out what is due. An update goes before training: the device should predict with the newest model."""
+        for task, at in self._updates.items():
+            if tick >= at and task not in self._updating and self.live.connected:
+                self._updating.add(task)
+                self._updates[task] = tick + self.config.update_check_s
+                self._worker.put(lambda task=task: self._worker.update(task))  # type: ignore[misc] # binds this task
+        for digest, entry in list(self._offers.items()):
+            if now >= entry.offer.closes_at:
+                if not entry.working:
+                    del self._offers[digest]
+            elif not entry.working and not entry.final and tick >= entry.try_at:
+                entry.working = True
+                self._worker.put(lambda entry=entry: self._worker.take_part(entry))  # type: ignore[misc] # binds this offer
+
+    # -- what goes wrong -----------------------------------------------------------------------------------------------
+
+    def guarded(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self.failed(error)
+
+    def failed(self, error: BaseException) -> None:
+        log.error("%s: %s", type(error).__name__, error, exc_info=error)
+        with contextlib.suppress(Exception):
+            self._on_error(error)
+
+
+def _drained(source: queue.Queue[T] | queue.SimpleQueue[T]) -> Iterator[T]:
+    """What is in a queue now, at most INBOX items, so that a flood in one cannot starve the others."""
+    with contextlib.suppress(queue.Empty):
+        for _ in range(INBOX):
+            yield source.get_nowait()
