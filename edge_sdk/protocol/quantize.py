@@ -1,4 +1,4 @@
-"""Real vectors to integers and back: L2 clip, then unbiased rounding whose norm is bounded. SPEC 7.9. Pure.
+"""Real vectors to integers and back: L2 clip, then unbiased rounding whose norm is bounded. SPEC 7.4. Pure.
 
 Refuses NaN and infinity. The rounding is conditional as in Kairouz, Liu and Steinke 2021 (The Distributed Discrete
 Gaussian Mechanism for Federated Learning with Secure Aggregation, algorithm 1 and proposition 4.2): it is drawn again

@@ -1,4 +1,4 @@
-"""A device's only message of a round: masked residues, sealed shares, one signature. SPEC 7.6.
+"""A device's only message of a round: masked residues, sealed shares, one signature. SPEC 6.1, 7.4.
 
 Does no I/O and reads no clock; entropy and the signing key come in as functions. Refuses vectors that do not fit the
 profile's arithmetic, and uploads of any other length or plan than the offer's.

@@ -1,4 +1,4 @@
-"""Committee sizes, thresholds, the draw of members and the sizing checks. SPEC 7.4. Draws no randomness of its own.
+"""Committee sizes, thresholds, the draw of members and the sizing checks. SPEC 7.2, 7.3. Draws no randomness of its own.
 
 Refuses committees that could answer for two sets of devices, and rounds whose sum could wrap around the modulus.
 """
@@ -35,7 +35,7 @@ class CommitteePlan:
     def __post_init__(self) -> None:
         if not SMALLEST <= self.m <= LARGEST:
             raise CommitteeRefused(f"a committee has {SMALLEST} to {LARGEST} members, not {self.m}", reason="members")
-        # SPEC 7.4: anything about a set costs threshold + 1 - c honest answers, and an honest member answers once.
+        # SPEC 7.3: anything about a set costs threshold + 1 - c honest answers, and an honest member answers once.
         if 2 * (self.threshold + 1 - self.corrupt) <= self.m - self.corrupt:
             raise CommitteeRefused("this committee could answer for two sets of devices", reason="two-sets")
         if self.packing < 1 or self.packing & (self.packing - 1) or self.answers != self.threshold + self.packing:

@@ -1,6 +1,6 @@
 """Random bytes from AES-256-CTR under a 32-byte key. Draws nothing from the system: the key is passed in.
 
-One key serves one purpose once: the same key gives the same bytes, which would cancel a mask. SPEC 7.1.
+One key serves one purpose once: the same key gives the same bytes, which would cancel a mask. SPEC 7.4.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A committee member's one answer of a round. SPEC 7.7. Does no I/O, reads no clock, draws no randomness.
+"""A committee member's one answer of a round. SPEC 7.5. Does no I/O, reads no clock, draws no randomness.
 
 Refuses, each with its own reason, any list of devices from which one device could be learnt.
 

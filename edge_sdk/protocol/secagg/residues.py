@@ -1,4 +1,4 @@
-"""Masked residues on the wire and their running sum. SPEC 7.3. Refuses payloads of any other length.
+"""Masked residues on the wire and their running sum. SPEC 6.1.1, 6.6. Refuses payloads of any other length.
 
 The layout is planar: P16 is one plane of little-endian uint16; P24 a plane of uint16 (the low 16 bits of every
 residue), then a plane of uint8 (the high 8 bits); P32 one plane of uint32. The sum is kept in the same planes, so

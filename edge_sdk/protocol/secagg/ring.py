@@ -1,4 +1,4 @@
-"""Arithmetic in R_q = Z_q[X]/(X^N+1): profiles, public blocks and exact products. Draws no randomness. SPEC 7.1, 7.2.
+"""Arithmetic in R_q = Z_q[X]/(X^N+1): profiles, public blocks and exact products. Draws no randomness. SPEC 7.4.
 
 Refuses a profile that is too weak and any product whose rounding the bound below does not cover.
 

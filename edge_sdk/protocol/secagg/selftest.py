@@ -1,4 +1,4 @@
-"""Known-answer test at start: does this machine's float arithmetic give the products the protocol stands on? SPEC 7.10.
+"""Known-answer test at start: does this machine's float arithmetic give the products the protocol stands on? SPEC 10.
 
 Refuses to go on when it does not. The expected digests come from Python integers (tests/vectors/generate_secagg.py).
 Takes a few milliseconds; pure.

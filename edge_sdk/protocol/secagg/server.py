@@ -1,4 +1,4 @@
-"""The aggregator's half of an opening: collect answers, recover the sum of the secrets, unmask the sum. SPEC 7.8.
+"""The aggregator's half of an opening: collect answers, recover the sum of the secrets, unmask the sum. SPEC 7.5.
 
 Does no I/O, reads no clock, draws no randomness. Refuses a sum whose canaries are not small, and answers that
 contradict each other beyond what the spare ones can settle.

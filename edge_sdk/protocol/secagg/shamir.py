@@ -1,4 +1,4 @@
-"""Packed Shamir sharing over F_65521 and recovery with detection of wrong shares. SPEC 7.5.
+"""Packed Shamir sharing over F_65521 and recovery with detection of wrong shares. SPEC 7.4.
 
 Refuses answers that do not lie on one polynomial unless the wrong ones can be told apart. Member i (counted from 0)
 sits at the point i+1, secret r of a pack at the point m+1+r. Each column of N/rho secrets has its own polynomial of
