@@ -27,6 +27,10 @@ class LiveTable:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
+    def say(self, line: str) -> None:
+        """One line above the table, which stays."""
+        self._live.console.print(line, highlight=False, markup=False)
+
     def show(self, status: Status, *notes: str) -> None:
         """Draw `status`, and notes below it."""
         self._live.update(picture(status, *notes), refresh=True)

@@ -6,7 +6,6 @@ The only room of the aggregator that may import edge_sdk.training.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,13 +77,3 @@ class Comparison:
         result = self._trainer.train(work, lambda *_: None, lambda: False)
         trained = write_vector(self._model, read_vector(self._model) + result.update)
         return evaluate(trained, self._held_out)[self._metric]
-
-
-def by_device(outcomes: Sequence[Alone]) -> list[Alone]:
-    """Sorted by what each device reaches alone, best first."""
-    return sorted(outcomes, key=lambda one: -one.without_privacy)
-
-
-def same_noise(recipe: Recipe, noise_multiplier: float) -> Recipe:
-    """The recipe with the noise that the task settled on."""
-    return dataclasses.replace(recipe, noise_multiplier=noise_multiplier)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from edge_sdk.protocol.chunks import CHUNK_BYTES
+
 FEWEST_DEVICES: Final = 8
+HELLO_BYTES: Final = 1400
+CHUNK_FRAME_BYTES: Final = 40  # SPEC 6.3: 24 of header, 16 of tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,11 @@ class Forgery:
     reason: str
     refused: bool
     model_unchanged: bool
+
+
+def wire_bytes(upload: int) -> int:
+    """Bytes that an upload of this plaintext size puts on the wire: chunks, their headers and tags, and the hello."""
+    return upload + -(-upload // CHUNK_BYTES) * CHUNK_FRAME_BYTES + HELLO_BYTES
 
 
 @dataclass(slots=True)
@@ -81,7 +90,7 @@ class Outcome:
     @property
     def upload_ratio(self) -> float:
         last = self.rounds_shown[-1] if self.rounds_shown else None
-        return float(last["upload_bytes"] / last["float32_bytes"]) if last else 0.0
+        return float(wire_bytes(last["upload_bytes"]) / last["float32_bytes"]) if last else 0.0
 
     @property
     def seconds_per_round(self) -> float:

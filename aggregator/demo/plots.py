@@ -70,7 +70,7 @@ def _drawn(draw: Any, outcome: Outcome, description: str, **size: float) -> str:
 
 def metric_by_round(outcome: Outcome) -> str:
     """The fleet's metric after each round, with lines for a device alone and for a centre."""
-    return _drawn(_metric, outcome, "held-out metric by round")
+    return _drawn(_metric, outcome, "held-out metric by round", height=3.4)
 
 
 def _metric(axes: Any, outcome: Outcome) -> None:
@@ -81,7 +81,7 @@ def _metric(axes: Any, outcome: Outcome) -> None:
     axes.axhline(outcome.local_private_mean, color=ALONE, ls=":", label="a device alone, same privacy (mean)")
     axes.set(xlabel="round", ylabel=outcome.task["metric_name"].upper())
     _whole_rounds(axes, rounds)
-    axes.legend(fontsize=9, loc="lower right")
+    axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
 
 def _whole_rounds(axes: Any, rounds: Sequence[int]) -> None:
@@ -152,4 +152,4 @@ def _seconds(axes: Any, outcome: Outcome) -> None:
         floor = [low + height for low, height in zip(floor, heights, strict=True)]
     axes.set(xlabel="round", ylabel="seconds")
     _whole_rounds(axes, rounds)
-    axes.legend(fontsize=9, ncols=3, loc="upper right")
+    axes.legend(fontsize=9, ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.2), columnspacing=1.0)

@@ -1,0 +1,287 @@
+"""The demo's story, step by step. Every process, key, message and signature in it is real; only the machine is shared.
+
+Ends every process it started, however it ends. Exit code 0 only if every promise held.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from aggregator.config import ConfigError
+from aggregator.demo import data, forgery, report
+from aggregator.demo.comparison import Comparison, Recipe
+from aggregator.demo.fleet import Fleet, stop_orphaned_broker
+from aggregator.demo.outcome import FEWEST_DEVICES, Forgery, Outcome, summary, wire_bytes
+from aggregator.demo.processes import Children
+from aggregator.demo.screen import Screen
+from aggregator.home import Home
+from edge_sdk.artifact.starter import tabular_classifier
+from edge_sdk.protocol.secagg.client import masked_length, upload_bytes
+from edge_sdk.protocol.secagg.committee import members_for, plan
+from edge_sdk.protocol.secagg.ring import profile
+
+MARK: Final = ".chorale-demo"
+MOST_DEVICES: Final = 32
+DEATHS_IN_ROUND: Final = 3
+LEARN_S: Final = 240.0
+ALL_INSTALLED_S: Final = 60.0
+REFUSED_S: Final = 45.0
+DELTA: Final = 1e-5
+LARGE: Final = 100_000
+SEED_OF_THE_MODEL: Final = 0  # a linear model starts at zero anyway
+
+
+@dataclass(slots=True)
+class Story:
+    """What the steps share."""
+
+    report: Path
+    fleet: Fleet
+    screen: Screen
+    recipe: Recipe
+    customers: data.Customers
+    broker: str
+    rng: random.Random
+    outcome: Outcome
+
+    @property
+    def model_file(self) -> Path:
+        return self.fleet.folder / "first.onnx"
+
+    @property
+    def held_out_file(self) -> Path:
+        return self.fleet.folder / "held_out.jsonl"
+
+
+def run(report_folder: Path, *, devices: int, rounds: int, broker: str, seed: int) -> int:
+    """Play it; the exit code. Raises DemoFailed or ConfigError where it could not be played."""
+    if not FEWEST_DEVICES <= devices <= MOST_DEVICES or rounds < 1:
+        raise ConfigError("the demo wants 8 to 32 devices and at least one round", "see `aggregator demo --help`")
+    began = time.monotonic()
+    signal.signal(signal.SIGTERM, _interrupt)
+    folder = _fresh_folder(report_folder)
+    outcome = Outcome(devices, rounds, data.SOURCE)
+    with Screen() as screen, Children(folder / "logs") as children:
+        fleet = Fleet(folder, children)
+        customers = data.load(devices)
+        story = Story(
+            report_folder,
+            fleet,
+            screen,
+            Recipe(rounds),
+            customers,
+            broker,
+            random.Random(seed),  # noqa: S311 - chooses whom to kill
+            outcome,
+        )
+        try:
+            for step in STEPS:
+                step(story)
+        finally:
+            children.stop_all()
+            stop_orphaned_broker(fleet.home)
+    outcome.seconds = time.monotonic() - began
+    return _conclude(report_folder, screen, outcome)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _fresh_folder(report_folder: Path) -> Path:
+    """An empty folder for this run. Removes that of an earlier run, and nothing that is not one."""
+    folder = report_folder / "run"
+    if folder.exists() and not (folder / MARK).exists():
+        raise ConfigError(f"{folder} is not a demo's", "choose another folder with --report")
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "data").mkdir(parents=True)
+    (folder / MARK).touch()
+    return folder
+
+
+# -- the steps
+
+
+def introduce(story: Story) -> None:
+    """Say what is going to happen, on what data."""
+    parts = story.customers.parts
+    kinds = {kind: sum(part.kind == kind for part in parts) for kind in data.KINDS}
+    trained = sum(len(part.customers) for part in parts)
+    story.screen.say(f"Data: {data.SOURCE}.")
+    story.screen.say(
+        f"{len(parts)} devices ({kinds['kiosk']} kiosks, {kinds['call-centre']} call-centre terminals) hold "
+        f"{trained:,} customers of their own states; {len(story.customers.held_out):,} are held out and on no device."
+    )
+
+
+def make_fleet(story: Story) -> None:
+    """Keys, certificate authority, release repository, settings; then the aggregator and its broker."""
+    story.fleet.init(story.broker)
+    story.outcome.broker = story.fleet.serve()
+    story.screen.say(f"The aggregator runs; broker: {story.outcome.broker}, mutual TLS.")
+
+
+def enrol_devices(story: Story) -> None:
+    """A one-time token each, then a process each."""
+    story.fleet.enrol(story.customers.parts)
+    story.fleet.start_devices()
+    story.screen.say(f"{len(story.fleet.devices)} device processes are enrolled and connected.")
+
+
+def create_task(story: Story) -> None:
+    """A linear model at zero; its graph is locked by the offline key."""
+    story.model_file.write_bytes(tabular_classifier(data.schema(), (), SEED_OF_THE_MODEL))
+    data.write_held_out(story.held_out_file, story.customers.held_out)
+    recipe, count = story.recipe, len(story.fleet.devices)
+    options = {
+        "--rounds": recipe.rounds,
+        "--noise-multiplier": recipe.noise_multiplier,
+        "--delta": DELTA,
+        "--n-min": max(5, 2 * count // 3),
+        "--n-max": 2 * count,
+        "--window": 60,
+        "--opening": 30,
+        "--clip": 4.0,
+        "--max-grad-norm": recipe.max_grad_norm,
+        "--sample-rate": recipe.sample_rate,
+        "--steps": recipe.steps,
+        "--learning-rate": recipe.learning_rate,
+        "--min-improvement": -0.05,  # noise moves the metric up and down: only a real loss holds a release back
+    }
+    words = [str(word) for option in options.items() for word in option]
+    story.fleet.create_task(story.model_file, story.held_out_file, words)
+    members = plan(members_for(count))
+    story.screen.say(
+        f"A round opens with at least {options['--n-min']} devices; {members.answers} of {members.m} must answer."
+    )
+    size = upload_bytes(profile("P24"), members, masked_length(LARGE))
+    story.outcome.upload_ratio_100k = wire_bytes(size) / (4 * LARGE)
+
+
+def learn(story: Story) -> None:
+    """All rounds, two deaths on the way."""
+    deadline = time.monotonic() + LEARN_S
+    death = min(DEATHS_IN_ROUND, story.recipe.rounds)
+    while time.monotonic() < deadline:
+        status = story.fleet.status()
+        story.screen.show(status)
+        task = status["tasks"][0]
+        if task["status"] != "active":
+            break
+        rounds = task["rounds"]
+        if rounds and rounds[-1]["round"] >= death and not story.outcome.killed_after_upload:
+            _kill_two(story, rounds[-1])
+        time.sleep(0.02 if rounds and rounds[-1]["round"] in (death - 1, death) else 0.25)
+    story.outcome.task = story.fleet.task()
+    story.screen.still()
+    killed = {story.outcome.killed_while_training, story.outcome.killed_after_upload}
+    after = [entry for entry in story.outcome.rounds_shown if entry["round"] == story.outcome.after_kill.get("round")]
+    story.outcome.after_kill = after[0] if after else {}
+    story.screen.say(f"Learned, though {' and '.join(sorted(killed - {''})) or 'nobody'} died on the way.")
+
+
+def _kill_two(story: Story, entry: dict[str, Any]) -> None:
+    """First one that still trains, then one whose upload is in: it sits on the committee and will not answer."""
+    outcome, fleet = story.outcome, story.fleet
+    entered = [device for device in entry["devices"] if device in fleet.living()]
+    training = [device for device in fleet.living() if device not in entered]
+    if not outcome.killed_while_training:
+        if entry["phase"] in ("offered", "collecting") and training:
+            outcome.killed_while_training = story.rng.choice(training)
+            fleet.kill(outcome.killed_while_training)
+            story.screen.say(f"round {entry['round']}: kill -9 {outcome.killed_while_training} while it trains")
+    elif entered and entry["phase"] in ("collecting", "closed", "opening"):
+        outcome.killed_after_upload = story.rng.choice(entered)
+        fleet.kill(outcome.killed_after_upload)
+        outcome.after_kill = {"round": entry["round"]}
+        story.screen.say(f"round {entry['round']}: kill -9 {outcome.killed_after_upload}, whose upload is in")
+
+
+def look_at_devices(story: Story) -> None:
+    """Wait until every living device answers its customers from the newest release."""
+    fleet, released = story.fleet, story.outcome.released
+
+    def all_there() -> bool:
+        story.outcome.models = fleet.answering_with()
+        return all(sha256 == released for sha256 in story.outcome.models.values())
+
+    fleet.until(all_there, ALL_INSTALLED_S, "every living device to predict with the new release")
+    story.screen.say(
+        f"All {len(story.outcome.models)} living devices predict with the signed release sha256 {released}."
+    )
+
+
+def forge(story: Story) -> None:
+    """Offer two forged releases; each must be refused by a device, in words, and change nothing."""
+    repository, now = Home(story.fleet.home).releases, time.time()
+    model = Home(story.fleet.home).checkpoint_file(story.outcome.released).read_bytes()
+    with forgery.offered_by_a_stranger(repository, data.TASK, forgery.changed_weights(model), now):
+        _record(story, "Changed weights, under metadata signed by a stranger's key:")
+    version = forgery.offer_with_stolen_keys(repository, data.TASK, forgery.new_graph(model), now)
+    try:
+        _record(story, "A new graph, signed with the real online keys (the graph is locked offline):")
+    finally:
+        forgery.withdraw(repository, data.TASK, version, time.time())
+
+
+def _record(story: Story, attack: str) -> None:
+    fleet, since = story.fleet, story.fleet.log_size()
+    heard = fleet.until(lambda: fleet.refused_update(since), REFUSED_S, "a device to refuse a forged release")
+    given = fleet.answers_given()
+    fleet.until(lambda: all(size > given[name] for name, size in fleet.answers_given().items()), 30.0, "more answers")
+    unchanged = all(sha256 == story.outcome.released for sha256 in fleet.answering_with().values())
+    story.outcome.forgeries.append(Forgery(attack, heard[0], heard[1], refused=True, model_unchanged=unchanged))
+    story.screen.say(f"{attack} refused by {heard[0]}: {heard[1]}")
+
+
+def compare(story: Story) -> None:
+    """Every device alone, and one centre, with the same model and as many steps."""
+    story.screen.say("Training every device alone, and one centre, for comparison ...")
+    outcome = story.outcome
+    metric = outcome.task["metric_name"]
+    with Comparison(story.model_file.read_bytes(), story.held_out_file, story.recipe, metric, os.urandom) as against:
+        outcome.central = against.central(story.customers.parts)
+        outcome.alone = [against.alone(part) for part in story.customers.parts]
+
+
+STEPS: Final[tuple[Callable[[Story], None], ...]] = (
+    introduce,
+    make_fleet,
+    enrol_devices,
+    create_task,
+    learn,
+    look_at_devices,
+    forge,
+    compare,
+)
+
+
+def _conclude(report_folder: Path, screen: Screen, outcome: Outcome) -> int:
+    """Write summary.json and the report, and say what held and what did not."""
+    figures = summary(outcome)
+    (report_folder / "summary.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    page = report_folder / "report.html"
+    report.write(page, outcome)
+    name = figures["metric_name"].upper()
+    screen.say(
+        f"{name} on held-out customers: fleet {outcome.fleet_metric:.3f}; a device alone {outcome.local_mean:.3f} "
+        f"without privacy, {outcome.local_private_mean:.3f} with the same; one centre without privacy {outcome.central:.3f}."
+    )
+    screen.say(
+        f"Upload: {outcome.upload_ratio:.0f} times float32 for this model, all but the whole of it fixed cost; "
+        f"{outcome.upload_ratio_100k:.2f} times for one of 100,000 weights."
+    )
+    for sentence, held in outcome.checks():
+        screen.say(f"  {'held' if held else 'DID NOT HOLD'}: {sentence}")
+    screen.say(f"Report: {page}")
+    screen.say(f"Figures: {report_folder / 'summary.json'} ({outcome.seconds:.0f} s)")
+    return 0 if figures["ok"] else 1
