@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -316,7 +317,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", action="store_true", help="print one JSON object (the default output too)")
     parser.add_argument("--quick", action="store_true", help="fewer runs")
-    parser.add_argument("--flower-script", help="path of the script that drives Flower's SecAgg+")
+    beside = Path(__file__).resolve().parents[2] / "shared" / "peers" / "flower_secagg_bench.py"
+    parser.add_argument(
+        "--flower-script",
+        default=str(beside) if beside.exists() else None,
+        help="path of the script that drives Flower's SecAgg+ (default: ../shared/peers beside the repository)",
+    )
     options = parser.parse_args()
     runs, values = (3 if options.quick else 9), 1_000_000
     server = server_figures(256, values, runs)

@@ -1,4 +1,4 @@
-"""Committee sizes, thresholds, the draw of members and the sizing checks. SPEC 7.2, 7.3. Draws no randomness of its own.
+"""Committee sizes, thresholds, the draw of members and the sizing checks. SPEC 7.2, 7.3. Draws no randomness.
 
 Refuses committees that could answer for two sets of devices, and rounds whose sum could wrap around the modulus.
 """
