@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
-from aggregator.broker_config import Site, mosquitto_rules, mosquitto_settings, nats_settings
+from aggregator.broker_config import JETSTREAM, Site, mosquitto_rules, mosquitto_settings, nats_settings
 from aggregator.errors import AggregatorError
 from aggregator.fleet.files import private_directory, write_private
 
@@ -34,6 +34,7 @@ POLL_S: Final = 0.1
 BACKOFF_FIRST_S: Final = 0.2
 BACKOFF_LAST_S: Final = 10.0
 STEADY_S: Final = 30.0
+LOG_MAX_BYTES: Final = 16 * 1024 * 1024
 
 
 class BrokerError(AggregatorError):
@@ -196,6 +197,10 @@ class Broker:
         write_private(self._config, mosquitto_settings(self._site).encode())
 
     def _spawn(self) -> None:
+        # No session outlives its broker: after a crash the NATS server would keep filling those of clients long gone.
+        shutil.rmtree(self.directory / JETSTREAM, ignore_errors=True)
+        if self.log_file.exists() and self.log_file.stat().st_size > LOG_MAX_BYTES:
+            self.log_file.replace(self.log_file.with_suffix(".log.1"))
         with self.log_file.open("ab") as sink:
             self._child = subprocess.Popen(
                 [str(self._program), "-c", str(self._config)],

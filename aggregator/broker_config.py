@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from edge_sdk.protocol import topics
 
 MAX_PACKET_BYTES: Final = 131_072  # the wide message profile of 120 KiB and its headers
+JETSTREAM: Final = "jetstream"
 MAX_QUEUED_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -120,7 +121,7 @@ def nats_settings(site: Site, devices: Sequence[str], aggregators: Sequence[str]
         "port": -1,  # the plain NATS port: any free one, on loopback, and no user may come in by it
         "tls": tls,
         "max_payload": MAX_PACKET_BYTES,
-        "jetstream": {"store_dir": str(site.directory / "jetstream"), "max_file": MAX_QUEUED_BYTES * 16},
+        "jetstream": {"store_dir": str(site.directory / JETSTREAM), "max_file": MAX_QUEUED_BYTES * 16},
         "mqtt": {
             "host": site.host,
             "port": site.port,

@@ -161,7 +161,6 @@ def open_authority(directory: Path, *, now: float) -> Authority:
             serialization.load_pem_private_key(read_private(directory / name), None)
             for name in ("roster.key", "sign.key")
         )
-        hosts = (directory / "hosts").read_text().split()
     except (FileNotFoundError, ValueError) as error:
         raise AuthorityRefused(
             f"{directory} holds no whole authority ({error})", "run `aggregator init`", reason="missing"
@@ -173,7 +172,7 @@ def open_authority(directory: Path, *, now: float) -> Authority:
     ):
         raise AuthorityRefused(f"a key in {directory} has the wrong type", "restore it from a copy", reason="key-type")
     authority = Authority(directory, key, (issuing, root), roster_key=roster, sign_key=sign)
-    authority.renew_services(hosts, now=now)
+    authority.renew_services(now=now)
     return authority
 
 
@@ -244,25 +243,30 @@ class Authority:
         write_private(path, builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
         return path
 
-    def renew_services(self, hosts: Sequence[str], *, now: float) -> None:
-        """Give the broker and the aggregator new keys and certificates where none or under a third of life is left."""
-        names = [_host_name(host) for host in dict.fromkeys(["localhost", "127.0.0.1", *hosts])]
-        self._renew("broker", names, ExtendedKeyUsageOID.SERVER_AUTH, now)
-        uri = x509.UniformResourceIdentifier(topics.aggregator_uri(self.fleet, AGGREGATOR))
-        self._renew(AGGREGATOR, [uri], ExtendedKeyUsageOID.CLIENT_AUTH, now)
+    def renew_services(self, *, now: float) -> bool:
+        """Give the broker and the aggregator new keys and certificates where none or under a third of life is left.
 
-    def _renew(self, name: str, san: Sequence[x509.GeneralName], use: x509.ObjectIdentifier, now: float) -> None:
+        True where anything changed: reload the broker. Call it daily, as `write_crl`.
+        """
+        hosts = (self.directory / "hosts").read_text().split()
+        names = [_host_name(host) for host in dict.fromkeys(["localhost", "127.0.0.1", *hosts])]
+        changed = self._renew("broker", names, ExtendedKeyUsageOID.SERVER_AUTH, now)
+        uri = x509.UniformResourceIdentifier(topics.aggregator_uri(self.fleet, AGGREGATOR))
+        return self._renew(AGGREGATOR, [uri], ExtendedKeyUsageOID.CLIENT_AUTH, now) or changed
+
+    def _renew(self, name: str, san: Sequence[x509.GeneralName], use: x509.ObjectIdentifier, now: float) -> bool:
         certificate, key_file = self.directory / f"{name}.crt", self.directory / f"{name}.key"
         if certificate.exists() and key_file.exists():
             current = x509.load_pem_x509_certificate(certificate.read_bytes())
             if current.not_valid_after_utc > _instant(now + SERVICE_DAYS * DAY_S / 3):
-                return
+                return False
         key = ec.generate_private_key(ec.SECP256R1())
         leaf = self._leaf(name, key.public_key(), san, use, now=now, days=SERVICE_DAYS)
         # The certificate goes first: an old key beside it fails loudly and is renewed at the next start.
         certificate.unlink(missing_ok=True)
         write_private(key_file, _key_pem(key))
         write_private(certificate, self._chain(leaf).encode())
+        return True
 
     def _leaf(
         self,

@@ -7,6 +7,7 @@ import queue
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -19,6 +20,9 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from aggregator.broker import Broker, BrokerError
 from aggregator.fleet.authority import create_authority
+from aggregator.fleet.bootstrap import BootstrapListener, enroller
+from aggregator.fleet.registry import Registry
+from edge_sdk.identity.enrolment import enrol
 from edge_sdk.protocol import topics
 from edge_sdk.protocol.errors import LocalProtocolError
 from edge_sdk.transport.interface import MAX_PAYLOAD_BYTES, WINDOW
@@ -207,7 +211,10 @@ def test_a_new_device_is_admitted_by_a_reload(broker: Site) -> None:
 def test_a_revoked_device_is_silenced_at_once_and_refused_when_it_returns(broker: Site) -> None:
     aggregator, a = broker.aggregator().start().connected(), broker.device("kiosk-a").start().connected()
     directory, issued = broker.certify("kiosk-b")
-    b = broker.client("kiosk-b", directory / "device.crt", directory / "tls.key").start().connected()
+    own = {"subscriptions": topics.device_filters(FLEET, "kiosk-b")}
+    b = broker.client("kiosk-b", directory / "device.crt", directory / "tls.key", **own).start().connected()
+    assert aggregator.transport.publish(DOWN_B, b"before")
+    assert b.next()[1] == b"before"
     assert b.transport.publish(UP_B, b"before")
     assert aggregator.next() == (UP_B, b"before")
     broker.authority.write_crl([(issued.serial, int(time.time()))], now=time.time())
@@ -218,6 +225,10 @@ def test_a_revoked_device_is_silenced_at_once_and_refused_when_it_returns(broker
         assert eventually(lambda: not b.transport.connected), "NATS drops the live connection"
     assert a.transport.publish(UP_A, b"marker")
     nothing_arrives_before_the_marker(aggregator, b"marker")
+    aggregator.transport.publish(DOWN_B, b"after")
+    aggregator.transport.publish(DOWN_A, b"marker")
+    assert a.next()[1] == b"marker"
+    assert b.messages.empty(), "it may not listen either"
     again = broker.client("kiosk-b", directory / "device.crt", directory / "tls.key").start()
     assert eventually(lambda: len(again.connections) >= 3)
     assert not any(up for up, _ in again.connections)
@@ -253,6 +264,46 @@ def test_the_window_fills_says_so_and_empties(broker: Site) -> None:
         aggregator.next()
     assert eventually(lambda: device.transport.counters["acknowledged"] == 200)
     assert device.transport.in_flight == 0
+
+
+def test_a_token_leads_all_the_way_to_the_aggregator(broker: Site) -> None:
+    """Enrolment over HTTPS, reload, mutual TLS, a message: what a new device lives through."""
+    aggregator = broker.aggregator().start().connected()
+    database = sqlite3.connect(broker.directory / "fleet.db", isolation_level=None, check_same_thread=False)
+    registry = Registry(database, FLEET)
+    bundle = broker.authority.bundle(broker_host="localhost", broker_port=broker.broker.port, tuf_root="{}")
+    handle = enroller(
+        registry,
+        broker.authority,
+        bundle=lambda: bundle,
+        clock=time.time,
+        on_enrolled=lambda: broker.broker.reload([device.device for device in registry.active()]),
+    )
+    listener = BootstrapListener(handle, credentials=broker.authority.directory)
+    listener.start()
+    address, fingerprint = f"localhost:{listener.port}", broker.authority.fingerprint
+    token = registry.create_token(fingerprint=fingerprint, address=address, now=time.time(), entropy=os.urandom)
+    identity = enrol(token.reveal(), "kiosk-n", broker.directory / "new", entropy=os.urandom)
+    listener.stop()
+    subscriptions = topics.device_filters(FLEET, "kiosk-n")
+    newcomer = broker.client(
+        "kiosk-n",
+        identity.certificate_file,
+        identity.key_file,
+        ca_file=identity.ca_file,
+        host=identity.bundle.broker_host,
+        subscriptions=subscriptions,
+    )
+    newcomer.start().connected()
+    topic = topics.up(FLEET, "kiosk-n", "hello")
+
+    def heard() -> bool:
+        newcomer.transport.publish(topic, b"new")
+        return not aggregator.messages.empty()
+
+    assert eventually(heard)
+    assert aggregator.next() == (topic, b"new")
+    database.close()
 
 
 def test_a_killed_broker_comes_back_and_everybody_with_it(broker: Site) -> None:
