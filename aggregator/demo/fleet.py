@@ -166,7 +166,8 @@ class Fleet:
 
 
 def _module(name: str) -> list[str]:
-    return [sys.executable, "-m", name]
+    """The command of this module's console script, by the Python that runs us: it need not be on the path."""
+    return [sys.executable, "-c", f"import sys; from {name} import main; sys.exit(main())"]
 
 
 def _run(command: Sequence[str], what: str, environment: dict[str, str] | None = None) -> str:

@@ -274,7 +274,7 @@ def _conclude(report_folder: Path, screen: Screen, outcome: Outcome) -> int:
     name = figures["metric_name"].upper()
     screen.say(
         f"{name} on held-out customers: fleet {outcome.fleet_metric:.3f}; a device alone {outcome.local_mean:.3f} "
-        f"without privacy, {outcome.local_private_mean:.3f} with the same; a centre without privacy {outcome.central:.3f}."
+        f"without privacy, {outcome.local_private_mean:.3f} with it; a centre without privacy {outcome.central:.3f}."
     )
     screen.say(
         f"Upload: {outcome.upload_ratio:.0f} times float32 for this model, all but the whole of it fixed cost; "
