@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edge_sdk import testing
+    import edge_sdk.testing  # noqa: F401 - tells type checkers of the submodule
     from edge_sdk.answer import Answer
     from edge_sdk.client import EdgeClient, init
     from edge_sdk.config import Config, ConfigError

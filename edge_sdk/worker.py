@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from edge_sdk.training.runner import Trainer
 
 TRY_AGAIN_S: Final = 5.0
+BUSY_AGAIN_S: Final = 1.0
 LOOK_AGAIN_S: Final = 20.0
+PATIENCE_S: Final = 0.5
 MAX_FILE_BYTES: Final = 2**31
 
 log = logging.getLogger("edge_sdk")
@@ -44,6 +46,7 @@ class Worker:
         self._rounds: RoundWork | None = None
         self._trainer: Trainer | None = None
         self._arithmetic_is_exact = False
+        self._objected_at = 0.0
 
     def start(self, identity: Identity | None) -> None:
         self._identity = identity
@@ -145,7 +148,8 @@ class Worker:
         finally:
             live = self._engine.live
             live.phase, live.progress = "idle", ""
-            entry.try_at = self._engine.around.tick() + TRY_AGAIN_S
+            again = BUSY_AGAIN_S if live.objection in ("app-busy", "cancelled") else TRY_AGAIN_S
+            entry.try_at = self._engine.around.tick() + again
             entry.final, entry.working = final, False
             self._engine.on_loop(lambda: None)  # the outbox may have something to send
 
@@ -190,10 +194,13 @@ class Worker:
             raise NotNow("not now", reason=reason)
 
     def _must_stop(self, offer: Offer) -> bool:
+        """Closing, too late, or the app objects and goes on to. A moment's veto costs no training: it runs niced."""
         if self._engine.stopping.is_set() or self._engine.now() >= offer.closes_at:
             return True
-        self._engine.live.objection = self._objection()
-        return bool(self._engine.live.objection)
+        tick, self._engine.live.objection = self._engine.around.tick(), self._objection()
+        if not self._engine.live.objection:
+            self._objected_at = tick
+        return tick - self._objected_at > PATIENCE_S
 
     def _objection(self) -> str:
         return self._engine.governor.objection(self._engine.around.hour())
@@ -210,6 +217,7 @@ class Worker:
             )
         live = self._engine.live
         live.phase, live.objection = "training", ""
+        self._objected_at = self._engine.around.tick()
         return self._trainer.train(
             job(given.model, given.features, given.labels, given.plan, given.key), self._progressed, cancelled
         )

@@ -1,0 +1,191 @@
+"""`edge-sdk enroll | run | status | predict`: one device from the command line.
+
+Says what went wrong in one line and the remedy in another, and exits with 2; no traceback for what a user can put
+right. `status` and `predict` only read, so they work while `run` runs, and without any connection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from edge_sdk.config import Config, ConfigError, load
+
+FAILED: Final = 2
+Command = Callable[[argparse.Namespace], int]
+
+
+class CommandError(Exception):
+    """A command cannot go on. `remedy` is what the user does next."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong usage speaks in the same two lines as every other error."""
+
+    def error(self, message: str) -> Any:
+        _complain(message, f"see `{self.prog} --help`")
+        raise SystemExit(FAILED)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    try:
+        chosen = _parser().parse_args(arguments)
+        command: Command = chosen.command
+        return command(chosen)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return FAILED
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] != "edge_sdk":
+            raise
+        message, _, rest = str(error).partition("; ") if isinstance(error, ConfigError) else (str(error), "", "")
+        _complain(message, getattr(error, "remedy", "") or rest)
+        return FAILED
+
+
+def _complain(message: str, hint: str) -> None:
+    print(f"edge-sdk: error: {message[:1].lower()}{message[1:]}", file=sys.stderr)
+    if hint:
+        print(f"edge-sdk: hint: {hint}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="edge-sdk", description="One device of a Chorale fleet.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    enroll = _command(commands, "enroll", _enroll, "join a fleet with a one-time token")
+    enroll.add_argument("token")
+    enroll.add_argument("--device", help="the device's name: a-z, 0-9 and '-' (default: the host's)")
+    run = _command(commands, "run", _run, "stay connected: learn, upload, update")
+    run.add_argument("--verbose", action="store_true", help="say what happens, on standard error")
+    status = _command(commands, "status", _status, "what this device has, spent and refused")
+    status.add_argument("--json", action="store_true")
+    predict = _command(commands, "predict", _predict, "answer one record with the installed model")
+    predict.add_argument("task")
+    predict.add_argument("--json-record", required=True, metavar="JSON", help="the record's fields as a JSON object")
+    predict.add_argument("--json", action="store_true")
+    return parser
+
+
+def _command(commands: Any, name: str, command: Command, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+    parser.add_argument("--home", type=Path, help="the device's directory (default: EDGE_HOME)")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _enroll(chosen: argparse.Namespace) -> int:
+    from edge_sdk.client import IDENTITY
+    from edge_sdk.identity.enrolment import enrol
+
+    home = load(home=chosen.home).home
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    device = chosen.device or _host_name()
+    identity = enrol(chosen.token, device, home / IDENTITY, entropy=os.urandom)
+    print(f"enrolled {identity.device} in fleet {identity.bundle.fleet}")
+    print(f"next: edge-sdk run --home {home}")
+    return 0
+
+
+def _host_name() -> str:
+    name = re.sub(r"[^a-z0-9]+", "-", socket.gethostname().lower()).strip("-")[:48].strip("-")
+    if not name:
+        raise CommandError("this host has no usable name", "give one with --device")
+    return name
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    from edge_sdk.client import init
+
+    level = logging.INFO if chosen.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with init(home=chosen.home) as client:
+        print(f"running in {client.config.home}; stop with ctrl-c", flush=True)
+        while not stop.wait(1.0):
+            pass
+    return 0
+
+
+def _status(chosen: argparse.Namespace) -> int:
+    from edge_sdk.device_status import read_status
+
+    status = read_status(_enrolled(chosen.home))
+    if chosen.json:
+        print(json.dumps(status, indent=2, sort_keys=True))
+        return 0
+    for line in _told(status):
+        print(line)
+    return 0
+
+
+def _told(status: Mapping[str, Any]) -> list[str]:
+    """Status as lines for a person."""
+    lines = [f"home      {status['home']}"]
+    lines += [f"model     {task}: version {m['version']} ({m['sha256'][:12]})" for task, m in status["models"].items()]
+    lines += [f"examples  {task}: {n}" for task, n in status["examples"].items()]
+    for task, units in status["privacy"].items():
+        for unit, p in units.items():
+            spent = f"epsilon {p['epsilon']:.3f} of {p['budget']:g} (delta {p['delta']:g}, {p['rounds']} rounds)"
+            lines.append(f"privacy   {task}, each {unit}: {spent}")
+    for u in status["uploads"]:
+        lines.append(f"upload    {u['task']} round {u['round']}: {u['state']} {u['reason']}".rstrip())
+    lines += [f"refused   {reason}: {n}" for reason, n in status["refusals"].items()]
+    return lines
+
+
+def _predict(chosen: argparse.Namespace) -> int:
+    from edge_sdk.device_status import installed_models
+    from edge_sdk.inference import open_model
+
+    models = installed_models(_enrolled(chosen.home).home)
+    if chosen.task not in models:
+        known = ", ".join(models) or "none"
+        raise CommandError(
+            f"no model for task {chosen.task!r} (tasks with one: {known})", "`edge-sdk run` fetches it once connected"
+        )
+    record = _record(chosen.json_record)
+    installed = models[chosen.task]
+    answer = open_model(Path(installed["file"]).read_bytes(), installed["version"]).predict([record])[0]
+    if chosen.json:
+        ranked = [{"label": label, "score": score} for label, score in answer.ranked]
+        version = {"model_version": answer.model_version, "model_sha256": answer.model_sha256}
+        print(json.dumps({"label": answer.label, "score": answer.score, "ranked": ranked, **version}))
+        return 0
+    for label, score in answer.top(3):
+        print(f"{label}  {score:.3f}")
+    return 0
+
+
+def _record(text: str) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise CommandError(f"--json-record is not JSON: {error}", """write it as '{"field": value, …}'""") from error
+    if not isinstance(record, dict):
+        raise CommandError("--json-record is not an object", """write it as '{"field": value, …}'""")
+    return record
+
+
+def _enrolled(home: Path | None) -> Config:
+    config = load(home=home)
+    if not config.home.is_dir():
+        raise CommandError(f"{config.home} is not there", "`edge-sdk enroll TOKEN --home DIR` makes it")
+    return config

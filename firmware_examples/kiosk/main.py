@@ -1,0 +1,98 @@
+"""A self-service kiosk: while a customer stands at it, it answers and never trains; in between it learns.
+
+python main.py --home DIR --data customers.csv --task churn [--every 5] [--json-lines]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import edge_sdk
+
+
+def customers(path: Path, label: str | None) -> list[tuple[dict[str, Any], str]]:
+    """Rows of the table as (fields, label); the label is the last column unless it is named."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    name = label or list(rows[0])[-1]
+    return [({key: value(text) for key, text in row.items() if key != name}, row[name]) for row in rows]
+
+
+def value(text: str) -> float | str:
+    """A number where the cell holds one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+class Kiosk:
+    """One screen. `in_use` is what the SDK asks before and while it trains."""
+
+    def __init__(self, fl: edge_sdk.EdgeClient, task: str, json_lines: bool) -> None:
+        self.fl, self.task, self.json_lines = fl, task, json_lines
+        self.in_use = False
+
+    def learn_from(self, known: list[tuple[dict[str, Any], str]]) -> None:
+        """Record the past customers, once in the life of this kiosk."""
+        if self.fl.status().get("examples", {}).get(self.task):
+            return
+        for number, (fields, label) in enumerate(known):
+            self.fl.record(self.task, fields, label, subject=f"customer-{number}")
+        self.fl.flush(10.0)
+
+    def serve(self, fields: dict[str, Any], stop: threading.Event, seconds: float) -> None:
+        """A customer stands here for a moment and gets an answer at once."""
+        self.in_use = True
+        self.show(self.fl.predict(self.task, fields))
+        stop.wait(seconds)
+        self.in_use = False
+
+    def show(self, answer: edge_sdk.Answer) -> None:
+        if self.json_lines:
+            seen = {"label": answer.label, "score": round(answer.score, 6)}
+            model = {"model_version": answer.model_version, "model_sha256": answer.model_sha256}
+            print(json.dumps({**seen, **model}), flush=True)
+        elif answer.available:
+            print(f"{answer.label} ({answer.score:.0%}, model {answer.model_version})", flush=True)
+        else:
+            print(f"no answer yet: {answer.error}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A kiosk that predicts and learns.")
+    parser.add_argument("--home", type=Path, help="the enrolled device's directory (default: EDGE_HOME)")
+    parser.add_argument("--data", type=Path, required=True, help="past customers, a CSV table")
+    parser.add_argument("--label", help="the column to predict (default: the last)")
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between customers")
+    parser.add_argument("--json-lines", action="store_true")
+    chosen = parser.parse_args()
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    known = customers(chosen.data, chosen.label)
+    with edge_sdk.init(home=chosen.home) as fl:
+        kiosk = Kiosk(fl, chosen.task, chosen.json_lines)
+
+        @fl.busy
+        def busy() -> bool:
+            return kiosk.in_use
+
+        kiosk.learn_from(known)
+        for fields, _ in itertools.cycle(known):
+            if stop.wait(0.8 * chosen.every):
+                break
+            kiosk.serve(fields, stop, 0.2 * chosen.every)
+
+
+if __name__ == "__main__":
+    main()
