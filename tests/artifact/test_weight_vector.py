@@ -126,13 +126,12 @@ def test_the_digest_changes_with_anything_but_weights_and_free_metadata(edit):
     assert graph_digest(edited(edit)) != graph_digest(MODEL)
 
 
-def test_the_digest_covers_constants_that_are_not_trained():
+@pytest.mark.parametrize("dtype", [np.int64, np.float32])
+def test_the_digest_covers_constants_that_are_not_trained(dtype):
     def with_constant(value):
-        def edit(model):
-            constant = numpy_helper.from_array(np.array([value], np.int64), "shape")
-            model.graph.initializer.append(constant)
-
-        return edited(edit)
+        return edited(
+            lambda model: model.graph.initializer.append(numpy_helper.from_array(np.array([value], dtype), "constant"))
+        )
 
     assert graph_digest(with_constant(1)) != graph_digest(with_constant(2))
 
