@@ -17,7 +17,6 @@ from aggregator.errors import ModelRefused
 from edge_sdk.artifact.errors import ArtifactError
 from edge_sdk.artifact.weights import read_vector, write_vector
 from edge_sdk.protocol.messages import PrivacyTerms
-from edge_sdk.protocol.quantize import dequantize
 
 ROUND: str = "fl.round"
 LINEAGE: str = "fl.lineage"
@@ -39,9 +38,12 @@ def average(
     `total`: int64 [d], the opened sum in quantisation steps. The same input gives the same bytes. Raises ModelRefused.
     """
     weights = read_vector(model).astype(np.float64)
-    mean = dequantize(total, step, devices).astype(np.float64)
+    if total.shape != weights.shape or devices < 1:
+        what = f"a sum of {total.size} values over {devices} devices does not fit {weights.size} weights"
+        raise ModelRefused(what, "report this: the round should have been refused", reason="wrong-length")
+    with np.errstate(over="ignore"):  # infinity is refused below, by name
+        moved = (weights + server_learning_rate * (step / devices) * total).astype(np.float32)
     try:
-        moved = (weights + server_learning_rate * mean).astype(np.float32)
         return write_vector(model, moved, {**metadata, LINEAGE: hashlib.sha256(model).hexdigest()})
     except ArtifactError as error:
         raise ModelRefused(f"the averaged model is refused: {error}", "lower the rate", reason=error.reason) from error

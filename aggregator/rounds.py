@@ -398,6 +398,7 @@ class Rounds:
             shares = self._ingest.verify(done.upload)
         except RemoteProtocolError as error:
             self._store.count_refusals({("upload", error.reason): 1})
+            self._step(live, Declined(device))  # the receipt is final: nobody waits for this device
             return Receipt(done.upload, False, error.reason)
         self._step(live, Accepted(device), lambda: self._ingest.accept(done.upload, shares))
         self._ingest.add(done.upload, now)

@@ -45,7 +45,7 @@ def make_home(path: Path, *, now: float = START, hidden: tuple[int, ...] = ()) -
     create_authority(home.authority, PASSPHRASE, fleet=FLEET, now=now)
     repository = Repository.create(home.releases, path / "offline", PASSPHRASE, now)
     digest = graph_digest(first_model(hidden)).hex()
-    repository.lock_graph("churn", digest, 1 << 20, open_targets_key(path / "offline", PASSPHRASE), now)
+    repository.lock_graph("churn", digest, 1 << 22, open_targets_key(path / "offline", PASSPHRASE), now)
     open_database(home.database).close()
     return home
 
@@ -104,11 +104,12 @@ def indicator(home: Home, before: str, after: str, devices: int, step: float) ->
 class SmallFleet:
     """`run` moves messages and time until a condition holds."""
 
-    def __init__(self, path: Path, count: int = 6, phase_hook: Callable[[str], None] = lambda phase: None) -> None:
-        self.home = make_home(path)
+    def __init__(self, path: Path, count: int = 6, hidden: tuple[int, ...] = ()) -> None:
+        self.home = make_home(path, hidden=hidden)
+        self.hidden = hidden
         self.now = START
         self.broker = MemoryBroker(FLEET)
-        self.hook = phase_hook
+        self.hook: Callable[[str], None] = lambda phase: None
         self.fleet_calls: list[list[str]] = []
         key = public(open_authority(self.home.authority, now=START).sign_key)
         self.service = self.start()
@@ -138,6 +139,14 @@ class SmallFleet:
         transport.start(Callbacks(on_message=device.receive))
         add_device(self.service.registry, device)
         return device
+
+    def task(self, **fields) -> str:
+        return make_task(self.home, now=self.now, hidden=self.hidden, **fields)
+
+    def refused(self, kind: str, reason: str) -> int:
+        """How often a message was refused, the counts not yet written included."""
+        self.service._refusals.write()
+        return self.service.store.refusals().get((kind, reason), 0)
 
     def hello_all(self) -> None:
         for device in self.devices:
