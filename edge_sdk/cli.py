@@ -189,3 +189,7 @@ def _enrolled(home: Path | None) -> Config:
     if not config.home.is_dir():
         raise CommandError(f"{config.home} is not there", "`edge-sdk enroll TOKEN --home DIR` makes it")
     return config
+
+
+if __name__ == "__main__":
+    sys.exit(main())
