@@ -133,7 +133,8 @@ class Desk:
         try:
             answer = self._handlers[type(message)](sender.device, message, now)
         except ProtocolError as error:
-            self._refuse(sender.device, message, error)
+            if error.reason != "repeat":
+                self._refuse(sender.device, message, error)
             raise
         if isinstance(answer, Block):
             self._post.answer(sender.device, answer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from aggregator import opening_requests
@@ -57,6 +58,15 @@ Outcome = tuple[Event, Callable[[], None]]
 
 def _nothing() -> None:
     """Nothing more belongs to this change."""
+
+
+def _attempt(act: Callable[[], None]) -> Exception | None:
+    """Run it; what goes wrong with one task must not hold up another."""
+    try:
+        act()
+    except Exception as error:
+        return error
+    return None
 
 
 @dataclass(slots=True)
@@ -143,11 +153,12 @@ class Rounds:
     def tick(self, now: float, live: frozenset[str]) -> None:
         """Let time pass: retries, windows, notices, and the next round of each task that has none."""
         active = {device.device for device in self._registry.active()}
-        for round_ in list(self._open.values()):
-            self._tick(round_, now, live, active)
-        for task in self._store.tasks():
-            if task.status == "active" and task.name not in self._open and now >= task.not_before:
-                self._begin(task, now, live)
+        acts = [partial(self._tick, round_, now, live, active) for round_ in self._open.values()]
+        due = [task for task in self._store.tasks() if task.status == "active" and now >= task.not_before]
+        acts += [partial(self._begin, task, now, live) for task in due if task.name not in self._open]
+        failed = [error for error in map(_attempt, acts) if error is not None]
+        if failed:
+            raise failed[0]
 
     def _tick(self, live: _Live, now: float, devices: frozenset[str], active: set[str]) -> None:
         if live.owed:
@@ -351,6 +362,7 @@ class Rounds:
             self._store.set_round(name, number, secret=None, waiting="")
             self._store.set_task(name, not_before=now + pause, status="done" if done else task.status)
             self._store.log(now, "round", name, number, phase=live.state.phase.value, **live.stats)
+        self._store.truncate_log()
         del self._open[name]
         self._blobs = {key: blob for key, blob in self._blobs.items() if key[:2] != (name, number)}
         self._notices = {key: notice for key, notice in self._notices.items() if key[:2] != (name, number)}

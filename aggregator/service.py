@@ -85,26 +85,40 @@ class Service:
         self._connection: sqlite3.Connection = open_database(self.home.database)
         self.store = Store(self._connection)
         self.registry = Registry(self._connection, config.fleet)
-        authority: Authority = open_authority(self.home.authority, now=clock())
         self._repository = _open_repository(self.home.releases)
         self._transport = transport_factory(topics.aggregator_filters(config.fleet))
-        self._post = Post(config.fleet, authority.sign_key, self._transport)
         self._ingest = Ingest(self.store, self.home)
-        releases = Releases(self.store, self.home, self._repository, clock)
-        self._rounds = Rounds(
+        self._presence = Presence(self.store, clock())
+        self._refusals = Refusals(self.store)
+        authority = open_authority(self.home.authority, now=clock())
+        self._post = Post(config.fleet, authority.sign_key, self._transport)
+        self._rounds = self._make_rounds(authority, entropy, phase_hook)
+        self._desk = self._make_desk()
+        self._queue: queue.Queue[tuple[str, bytes] | None] = queue.Queue(QUEUE)
+        self._connected = threading.Event()
+        self._overflow = 0
+        self._active: list[str] | None = None
+        self._ticked = self._written = 0.0
+        self._complained: dict[str, float] = {}
+
+    def _make_rounds(
+        self, authority: Authority, entropy: Callable[[int], bytes], phase_hook: Callable[[str], None]
+    ) -> Rounds:
+        releases = Releases(self.store, self.home, self._repository, self._clock)
+        return Rounds(
             store=self.store,
             registry=self.registry,
             ingest=self._ingest,
             offering=Offering(self.registry, releases, authority.roster_key, entropy),
             releases=releases,
             post=self._post,
-            clock=clock,
+            clock=self._clock,
             phase_hook=phase_hook,
         )
-        self._presence = Presence(self.store, clock())
-        self._refusals = Refusals(self.store)
-        self._desk = Desk(
-            fleet=config.fleet,
+
+    def _make_desk(self) -> Desk:
+        return Desk(
+            fleet=self._fleet,
             home=self.home,
             registry=self.registry,
             repository=self._repository,
@@ -114,12 +128,6 @@ class Service:
             presence=self._presence,
             refusals=self._refusals,
         )
-        self._queue: queue.Queue[tuple[str, bytes] | None] = queue.Queue(QUEUE)
-        self._connected = threading.Event()
-        self._overflow = 0
-        self._active: list[str] | None = None
-        self._ticked = self._written = 0.0
-        self._complained: dict[str, float] = {}
 
     # -- from the transport's thread
 

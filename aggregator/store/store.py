@@ -53,6 +53,10 @@ class Store:
     def _rows(self, statement: str, *values: Any) -> list[Any]:
         return self.connection.execute(statement, values).fetchall()
 
+    def truncate_log(self) -> None:
+        """Empty the write-ahead log, where a forgotten key would linger. Left for later while somebody reads."""
+        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     # -- tasks
 
     def add_task(self, task: TaskRow) -> None:

@@ -262,6 +262,7 @@ def test_a_crash_at_any_phase_changes_nothing_about_the_result(fleet, phase):
     assert fleet.service.store.last_release("churn")[:2] == (2, 1)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_lost_repeated_and_swapped_messages_and_restarts_never_change_the_sum(tmp_path_factory, data):
