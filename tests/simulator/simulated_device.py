@@ -26,6 +26,7 @@ from edge_sdk.round_work import Device, NotNow, RoundWork
 from edge_sdk.training.jobs import Sampling, TrainResult
 
 MIN_COHORT = 3
+DEAD_MODEL = bytes([0xDE] * 32)
 
 
 class DeviceKeysOf:
@@ -64,17 +65,29 @@ class OneHotWork(RoundWork):
         self, offer: Offer, model: bytes, examples: Sequence[Example], cancelled: Callable[[], bool]
     ) -> TrainResult:
         update = np.zeros(offer.length, np.float32)
-        update[self.place] = offer.privacy.clip
+        # A model without gradients teaches nothing: whoever is offered it sends zeros.
+        update[self.place] = 0.0 if offer.models[0] == DEAD_MODEL else offer.privacy.clip
         return TrainResult(update, Sampling(0.1, 2.0, 1), 0.0, len(examples))
 
 
 class SimulatedDevice:
     """One device. `crash` forgets all that is not on its disk."""
 
-    def __init__(self, wire: Wire, folder: Path, name: str, place: int, *, aggregator_key: bytes, authority_key: bytes):
+    def __init__(
+        self,
+        wire: Wire,
+        folder: Path,
+        name: str,
+        place: int,
+        *,
+        aggregator_key: bytes,
+        authority_key: bytes,
+        min_cohort: int = MIN_COHORT,
+    ) -> None:
         self.name, self.keys, self.place = name, DeviceKeysOf(name), place
         self._wire, self._folder = wire, folder
         self._aggregator_key, self._authority_key = aggregator_key, authority_key
+        self._min_cohort = min_cohort
         self.entropy = seeded_entropy("device", name)
         folder.mkdir(parents=True)
         self.tick = 0.0
@@ -96,7 +109,7 @@ class SimulatedDevice:
         )
         device = Device(FLEET, self.keys.public, self._authority_key, self.keys.sign_key.sign, self.entropy)
         self.work = OneHotWork(
-            device, Config(home=self._folder, min_cohort=MIN_COHORT), self.database, Examples(),  # type: ignore[arg-type]
+            device, Config(home=self._folder, min_cohort=self._min_cohort), self.database, Examples(),  # type: ignore[arg-type]
             fetch=self._fetch, train=None, locked_graph=lambda task: bytes(32),  # type: ignore[arg-type]
         )  # fmt: skip
         self.work.place = self.place
