@@ -156,7 +156,7 @@ class Desk:
         self._presence.check_counter(device, "report", report.counter)
         log.info(
             "%s reports %s of %s round %d: %s %s",
-            *(device, report.event, report.task, report.round, report.reason, report.detail.encode("ascii", "replace")),
+            *(device, report.event, report.task, report.round, report.reason, ascii(report.detail)),
         )
         self._rounds.report(device, report)
 
@@ -173,7 +173,6 @@ class Desk:
         self._registry.set_epoch_key(device, key.key)
 
     def _ask(self, device: str, ask: Ask, now: float) -> State:
-        self._presence.began(device)
         roster = self._registry.signed_roster()
         offers, size = [], 0
         for frame in self._rounds.offers()[:MOST_OFFERS]:

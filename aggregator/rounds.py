@@ -51,7 +51,7 @@ OFFER_S: Final = 15.0
 RETRY_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 60.0
 BLOBS_KEPT: Final = 16
-DECLINES: Final = {"declined", "refused", "failed", "skipped"}
+DECLINES: Final = {"offer-refused", "training-failed", "round-failed"}  # words of the device's reports
 
 Outcome = tuple[Event, Callable[[], None]]
 

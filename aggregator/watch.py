@@ -38,10 +38,6 @@ class Presence:
         self._seen[device] = (now, "" if phase == cohort.GONE else phase, active)
         self._changed.add(device)
 
-    def began(self, device: str) -> None:
-        """A device asked for the state: it may have started anew, and its counters with it."""
-        self._counters = {key: value for key, value in self._counters.items() if key[0] != device}
-
     def check_counter(self, device: str, kind: str, counter: int) -> None:
         """Raises UnexpectedMessage for a counter that does not grow."""
         if counter <= self._counters.get((device, kind), -1):
@@ -49,12 +45,11 @@ class Presence:
         self._counters[device, kind] = counter
 
     def beat(self, device: str, heartbeat: Heartbeat, now: float) -> None:
-        """Take a heartbeat. The goodbye that the broker sends for a device was signed early: its counter is old."""
-        if heartbeat.phase != cohort.GONE:
-            self.check_counter(device, "hb", heartbeat.counter)
+        """Take a heartbeat. A goodbye may be the broker's, signed long ago: it says nothing about models and time."""
+        self.check_counter(device, "hb", heartbeat.counter)
         active = {task: digest.hex() for task, digest in heartbeat.active.items()}
         if heartbeat.phase == cohort.GONE:
-            now, active = self._seen.get(device, (now, "", {}))[0], self._seen.get(device, (now, "", {}))[2]
+            now, _, active = self._seen.get(device, (now, "", {}))
         self._seen[device] = (now, heartbeat.phase, active)
         self._changed.add(device)
 
@@ -63,8 +58,9 @@ class Presence:
         return cohort.live({device: seen[:2] for device, seen in self._seen.items()}, now, horizon_s)
 
     def forget(self, device: str) -> None:
-        """A revoked device is not there."""
+        """A revoked device is not there; should its name be enrolled again, its counters begin anew."""
         self._seen.pop(device, None)
+        self._counters = {key: value for key, value in self._counters.items() if key[0] != device}
 
     def write(self) -> None:
         """Write what changed."""

@@ -86,7 +86,7 @@ def test_a_device_that_declines_is_not_waited_for(fleet):
     fleet.devices[5].takes_part = False
     start(fleet, window_s=3600)
     fleet.run(lambda: len(fleet.service.store.uploads("churn", 1, "accepted", "summed")) == 5)
-    fleet.devices[5].say(Report(1, "churn", 1, "declined", "busy", ""))
+    fleet.devices[5].say(Report(1, "churn", 1, "offer-refused", "privacy", ""))
     fleet.run(ended(fleet), limit=200)
     assert fleet.service.store.round("churn", 1).stats["devices"] == 5
 
@@ -96,10 +96,11 @@ def test_a_goodbye_counts_at_once_and_an_old_heartbeat_does_not(fleet):
     device = fleet.devices[0]
     device.beat()
     fleet.turn()
-    for counter, phase in ((1, "idle"), (0, "gone")):
+    for counter, phase in ((1, "idle"), (9, "gone")):
         device.say(Heartbeat(os.urandom(8), counter, phase, {}), 0)
     fleet.turn()
     assert fleet.refused("hb", "repeat") == 1
+    assert not device.refusals  # a repeat is dropped, not answered
     assert device.name not in fleet.service._presence.live(fleet.now, 90.0)
 
 
