@@ -5,7 +5,7 @@ The request follows from the accepted uploads alone, so a restart builds the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -25,19 +25,36 @@ from edge_sdk.protocol.secagg.shamir import PRIME
 SIGNATURE_BYTES: Final = 64
 
 
-def request_for(terms: RoundTerms, uploads: list[UploadRow], member: int) -> bytes:
-    """The blob `opening/<task>/<round>` of one member (from 1); uploads in increasing order of device."""
-    entries = tuple(_entry(terms, upload, member) for upload in uploads)
-    task, number = terms.name
-    return codec.pack(OpeningRequest(task, number, terms.offer_hash, (entries,)))
+def requests_for(terms: RoundTerms, uploads: list[UploadRow]) -> list[bytes]:
+    """The blobs `opening/<task>/<round>` of every member in order; uploads in increasing order of device.
+
+    One pass over the uploads, each packed as it is read: the tree of an upload's shares serves all members.
+    """
+    packed: list[list[bytes]] = [[] for _ in range(terms.plan.m)]
+    for upload in uploads:
+        for entries, entry in zip(packed, _entries(terms, upload), strict=True):
+            entries.append(codec.pack(entry))
+    (task, number), empty = terms.name, ((),)
+    frame = codec.pack(OpeningRequest(task, number, terms.offer_hash, empty))
+    # The one empty group is the only difference to the frame wanted: its array header is the byte 0x90.
+    at = frame.index(codec.pack("groups") + b"\x91\x90") + len(codec.pack("groups")) + 1
+    header = _array_header(len(uploads))
+    return [b"".join([frame[:at], header, *entries, frame[at + 1 :]]) for entries in packed]
 
 
-def _entry(terms: RoundTerms, upload: UploadRow, member: int) -> SealedShareEntry:
+def _array_header(count: int) -> bytes:
+    """MessagePack's shortest header of an array."""
+    if count < 16:
+        return bytes([0x90 | count])
+    return b"\xdc" + count.to_bytes(2, "big") if count < 65_536 else b"\xdd" + count.to_bytes(4, "big")
+
+
+def _entries(terms: RoundTerms, upload: UploadRow) -> Iterator[SealedShareEntry]:
     assert upload.shares is not None
-    size = terms.share_bytes
+    size, signature = terms.share_bytes, upload.shares[:SIGNATURE_BYTES]
     sealed = [upload.shares[at : at + size] for at in range(SIGNATURE_BYTES, len(upload.shares), size)]
-    proof = tuple(share_proofs(sealed)[member - 1])
-    return SealedShareEntry(upload.device, upload.shares[:SIGNATURE_BYTES], sealed[member - 1], proof)
+    for share, proof in zip(sealed, share_proofs(sealed), strict=True):
+        yield SealedShareEntry(upload.device, signature, share, tuple(proof))
 
 
 def expected_hash(terms: RoundTerms, devices: frozenset[str]) -> bytes:

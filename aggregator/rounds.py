@@ -50,7 +50,6 @@ NOTICE_S: Final = 3.0
 OFFER_S: Final = 15.0
 RETRY_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 60.0
-BLOBS_KEPT: Final = 16
 DECLINES: Final = {"offer-refused", "training-failed", "round-failed"}  # words of the device's reports
 
 Outcome = tuple[Event, Callable[[], None]]
@@ -104,8 +103,7 @@ class Rounds:
         self._offering, self._releases, self._post = offering, releases, post
         self._clock, self._hook = clock, phase_hook
         self._open: dict[str, _Live] = {}
-        self._blobs: dict[tuple[str, int, int], bytes] = {}
-        self._notices: dict[tuple[str, int, int], OpeningNotice] = {}
+        self._requests: dict[tuple[str, int], tuple[list[bytes], list[OpeningNotice]]] = {}
 
     # -- starting and going on
 
@@ -364,8 +362,7 @@ class Rounds:
             self._store.log(now, "round", name, number, phase=live.state.phase.value, **live.stats)
         self._store.truncate_log()
         del self._open[name]
-        self._blobs = {key: blob for key, blob in self._blobs.items() if key[:2] != (name, number)}
-        self._notices = {key: notice for key, notice in self._notices.items() if key[:2] != (name, number)}
+        self._requests.pop((name, number), None)
         if live.stats.get("version") is not None:
             self._post.announce(ModelHint(name))
 
@@ -447,7 +444,7 @@ class Rounds:
 
     def openings(self, device: str) -> list[OpeningNotice]:
         """What the device still owes as a committee member."""
-        return [self._notice(live, member) for live, member in self._owing(device)]
+        return [self._asked(live)[1][member - 1] for live, member in self._owing(device)]
 
     def _owing(self, device: str) -> list[tuple[_Live, int]]:
         opening = [live for live in self._open.values() if live.state.phase is Phase.OPENING]
@@ -460,27 +457,20 @@ class Rounds:
         if live is None or live.state.number != number or live.state.phase is not Phase.OPENING:
             return None
         member = live.terms.member(device)
-        return self._blob(live, member) if member else None
+        return self._asked(live)[0][member - 1] if member else None
 
-    def _blob(self, live: _Live, member: int) -> bytes:
-        key = (*live.terms.name, member)
-        if key not in self._blobs:
-            if len(self._blobs) >= BLOBS_KEPT:
-                del self._blobs[next(iter(self._blobs))]
-            uploads = self._store.uploads(*live.terms.name, "summed")
-            self._blobs[key] = opening_requests.request_for(live.terms, uploads, member)
-        return self._blobs[key]
-
-    def _notice(self, live: _Live, member: int) -> OpeningNotice:
-        key = (*live.terms.name, member)
-        if key not in self._notices:
-            blob = self._blob(live, member)
-            self._notices[key] = OpeningNotice(*live.terms.name, len(blob), hashlib.sha256(blob).digest())
-        return self._notices[key]
+    def _asked(self, live: _Live) -> tuple[list[bytes], list[OpeningNotice]]:
+        """Every member's request and notice. They follow from the uploads, so a restart makes the same."""
+        name = live.terms.name
+        if name not in self._requests:
+            blobs = opening_requests.requests_for(live.terms, self._store.uploads(*name, "summed"))
+            notices = [OpeningNotice(*name, len(blob), hashlib.sha256(blob).digest()) for blob in blobs]
+            self._requests[name] = (blobs, notices)
+        return self._requests[name]
 
     def _send_notices(self, live: _Live, now: float) -> None:
         live.notified_at = now
         active = {device.device for device in self._registry.active()}
         for index, device in enumerate(live.terms.offer.secagg.committee):
             if index + 1 not in live.state.answered and device in active:
-                self._post.send(device, self._notice(live, index + 1))
+                self._post.send(device, self._asked(live)[1][index])
