@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from edge_sdk.resident import give_back
+
 if TYPE_CHECKING:
     from edge_sdk.blobs import BlobError
     from edge_sdk.engine import Engine
@@ -66,8 +68,11 @@ class Worker:
         self._engine.guarded(self._open)
         self._engine.opened.set()
         self._engine.live.phase = "idle"
+        give_back()
         while (job := self._jobs.get()) is not None and not self._engine.stopping.is_set():
             self._engine.guarded(job)
+            if self._jobs.empty():
+                give_back()
         self._engine.guarded(self._close)
 
     def _open(self) -> None:
