@@ -186,3 +186,49 @@ def test_a_killed_aggregator_goes_on_where_it_stood(world: World, kind: str, pha
     assert world.store.last_release("churn")[:3] == (2, 1, after)
     assert not list(world.home.spool.iterdir())
     assert not list(world.home.sums.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["nats"])
+def test_rubbish_over_the_live_socket_is_counted_and_the_round_ends_as_if_it_were_not_there(world: World, kind: str):
+    sent: list[tuple[str, bytes]] = []
+    attacker, rng = world.devices[0], random.Random(11)
+    honest = attacker.publish
+
+    def publish(topic: str, frame: bytes, qos: int) -> bool:
+        sent.append((topic, frame))
+        return honest(topic, frame, qos)
+
+    attacker.publish = publish
+    world.serve("none")
+    eventually(lambda: len(world.store.presence()) == COUNT, what="the devices are heard")
+    before = make_task(world.home, now=time.time(), rounds=1, hidden=HIDDEN, window_s=600)
+    kinds = ["hello", "data", "done", "get", "hb", "share", "ask", "report", "key", "nonsense"]
+    for count in range(400):
+        with world.lock:
+            topic, frame = rng.choice(sent)
+        spoilt = rng.choice(
+            [
+                rng.randbytes(rng.randrange(0, 400)),
+                frame[: rng.randrange(len(frame))],
+                frame + b"\0",
+                frame[:70] + rng.randbytes(30) + frame[100:],
+                b"Ch\x01" + rng.randbytes(200),
+            ]
+        )
+        target = topic if count % 2 else topics.up(FLEET, attacker.name, rng.choice(kinds))
+        honest(target, spoilt, 1)
+        if count % 8 == 7:
+            time.sleep(0.01)
+    eventually(world.finished, what=f"the round ends: {world.log.read_text()[-3000:]}")
+    eventually(lambda: sum(world.store.refusals().values()) > 100, what=str(world.store.refusals()))
+
+    assert world.process is not None
+    assert world.process.poll() is None
+    assert "internal" not in {reason for _, reason in world.store.refusals()}
+    (row,) = world.store.rounds("churn")
+    assert row.phase == "released", row.reason
+    included = {upload.device for upload in world.store.uploads("churn", 1, "accepted", "summed")}
+    after, _ = world.store.checkpoint("churn", 1)
+    step = unpack(row.frame[68:], Offer).privacy.step
+    raised = indicator(world.home, before, after, len(included), step)
+    assert raised[:COUNT] == [int(name in included) for name in world.names]
