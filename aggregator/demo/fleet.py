@@ -24,9 +24,13 @@ PROGRAMS: Final = Path(__file__).resolve().parents[2] / "firmware_examples"
 PROGRAM_OF_KIND: Final = {"kiosk": "kiosk", "call-centre": "call_centre_terminal"}
 COMMAND_S: Final = 60.0
 POLL_S: Final = 0.1
+QUOTES: Final = "'\""
 # A device looks for a release at every hint and this often besides: the forged ones are announced by nobody.
 UPDATE_CHECK_S: Final = 4
-ANSWER_EVERY_S: Final = 1.0
+# Seconds between two customers. A kiosk is in use for a fifth of them and does not train then; the pause must leave
+# time for a dozen training processes to start at once on two cores.
+ANSWER_EVERY_S: Final = {"kiosk": 30.0, "call-centre": 1.5}
+TRAINER_IDLE_S: Final = 600  # rounds are dense: the training process stays
 Clock = Callable[[], float]
 
 
@@ -82,8 +86,13 @@ class Fleet:
             if not program.exists():
                 raise DemoFailed(f"{program} is missing: run the demo from a clone of the repository")
             options = ["--home", str(self.device_home(device)), "--task", TASK, "--json-lines"]
-            options += ["--data", str(self.folder / "data" / f"{device}.csv"), "--every", str(ANSWER_EVERY_S)]
-            environment = {"EDGE_UPDATE_CHECK_S": str(UPDATE_CHECK_S)}
+            options += [
+                "--data",
+                str(self.folder / "data" / f"{device}.csv"),
+                "--every",
+                str(ANSWER_EVERY_S[part.kind]),
+            ]
+            environment = {"EDGE_UPDATE_CHECK_S": str(UPDATE_CHECK_S), "EDGE_TRAINER_IDLE_S": str(TRAINER_IDLE_S)}
             self._children.start(device, [sys.executable, str(program), *options], environment)
         self.until(self._all_live, 60.0, "every device to connect")
 
@@ -122,9 +131,14 @@ class Fleet:
         answers = [line for line in json_lines(self._children.output(device)) if line.get("model_sha256")]
         return str(answers[-1]["model_sha256"]) if answers else ""
 
-    def answers_given(self) -> dict[str, int]:
-        """Living device -> size of what it has printed: grows with every answer."""
-        return {device: self._children.output(device).stat().st_size for device in self.living()}
+    def answered_again(self, timeout_s: float) -> None:
+        """Wait until every living device has printed one more answer."""
+        printed = {device: self._children.output(device).stat().st_size for device in self.living()}
+
+        def all_have() -> bool:
+            return all(self._children.output(device).stat().st_size > size for device, size in printed.items())
+
+        self.until(all_have, timeout_s, "one more answer from every device")
 
     def log_size(self) -> int:
         return self._log.stat().st_size
@@ -141,7 +155,7 @@ class Fleet:
         for line in lines:
             head, found, tail = line.partition(f" reports update-refused of {TASK} round 0: ")
             if found:
-                return head.rsplit(" ", 1)[-1], tail
+                return head.rsplit(" ", 1)[-1], _plain(tail)
         return None
 
     # -- waiting and killing
@@ -183,6 +197,12 @@ def _run(command: Sequence[str], what: str, environment: dict[str, str] | None =
     if done.returncode:
         raise DemoFailed(f"{what} failed: {done.stderr.strip()[-400:]}")
     return done.stdout
+
+
+def _plain(words: str) -> str:
+    """A logged report without the marks of its logging: the reason, then the device's own words."""
+    reason, _, detail = words.partition(" ")
+    return f"{reason}: {detail.removeprefix('b').strip(QUOTES)}"
 
 
 def stop_orphaned_broker(home: Path) -> None:

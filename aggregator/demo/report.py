@@ -96,7 +96,7 @@ def _forgery(outcome: Outcome, number: int) -> str:
     one = outcome.forgeries[number]
     kept = "its model stayed" if one.model_unchanged else "its model changed"
     verdict = f"refused by {one.device}: {one.reason}; {kept}" if one.refused else "not refused"
-    return f"<li><b>{html.escape(one.attack)}</b> {html.escape(verdict)}.</li>"
+    return f"<li><b>{html.escape(one.attack)}</b>: {html.escape(verdict)}.</li>"
 
 
 def _model(device: str, sha256: str, released: str) -> str:

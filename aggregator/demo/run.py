@@ -12,7 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from aggregator.demo import data, forgery, report
 from aggregator.demo.comparison import Comparison, Recipe
 from aggregator.demo.fleet import Fleet, stop_orphaned_broker
 from aggregator.demo.outcome import FEWEST_DEVICES, Forgery, Outcome, summary, wire_bytes
-from aggregator.demo.processes import Children
+from aggregator.demo.processes import Children, DemoFailed
 from aggregator.demo.screen import Screen
 from aggregator.home import Home
 from edge_sdk.artifact.starter import tabular_classifier
@@ -32,9 +32,10 @@ from edge_sdk.protocol.secagg.ring import profile
 MARK: Final = ".chorale-demo"
 MOST_DEVICES: Final = 32
 DEATHS_IN_ROUND: Final = 3
-LEARN_S: Final = 240.0
+LEARN_S: Final = 200.0
 ALL_INSTALLED_S: Final = 60.0
 REFUSED_S: Final = 45.0
+ANSWERS_S: Final = 60.0
 DELTA: Final = 1e-5
 LARGE: Final = 100_000
 SEED_OF_THE_MODEL: Final = 0  # a linear model starts at zero anyway
@@ -146,7 +147,7 @@ def create_task(story: Story) -> None:
         "--rounds": recipe.rounds,
         "--noise-multiplier": recipe.noise_multiplier,
         "--delta": DELTA,
-        "--n-min": max(5, 2 * count // 3),
+        "--n-min": max(5, count // 2),
         "--n-max": 2 * count,
         "--window": 60,
         "--opening": 30,
@@ -178,11 +179,13 @@ def learn(story: Story) -> None:
         if task["status"] != "active":
             break
         rounds = task["rounds"]
-        if rounds and rounds[-1]["round"] >= death and not story.outcome.killed_after_upload:
+        if rounds and task["rounds_done"] >= death - 1 and not story.outcome.killed_after_upload:
             _kill_two(story, rounds[-1])
-        time.sleep(0.02 if rounds and rounds[-1]["round"] in (death - 1, death) else 0.25)
+        time.sleep(0.02 if task["rounds_done"] in (death - 2, death - 1) else 0.25)
     story.outcome.task = story.fleet.task()
     story.screen.still()
+    if not story.outcome.rounds_shown:
+        raise DemoFailed(f"no round was opened; the last one waits: {story.outcome.task['waiting']}")
     killed = {story.outcome.killed_while_training, story.outcome.killed_after_upload}
     after = [entry for entry in story.outcome.rounds_shown if entry["round"] == story.outcome.after_kill.get("round")]
     story.outcome.after_kill = after[0] if after else {}
@@ -222,25 +225,26 @@ def look_at_devices(story: Story) -> None:
 
 def forge(story: Story) -> None:
     """Offer two forged releases; each must be refused by a device, in words, and change nothing."""
-    repository, now = Home(story.fleet.home).releases, time.time()
-    model = Home(story.fleet.home).checkpoint_file(story.outcome.released).read_bytes()
+    fleet, repository, now = story.fleet, Home(story.fleet.home).releases, time.time()
+    model = Home(fleet.home).checkpoint_file(story.outcome.released).read_bytes()
     with forgery.offered_by_a_stranger(repository, data.TASK, forgery.changed_weights(model), now):
-        _record(story, "Changed weights, under metadata signed by a stranger's key:")
+        first = _refusal(story, "Changed weights, under metadata signed by a stranger's key")
     version = forgery.offer_with_stolen_keys(repository, data.TASK, forgery.new_graph(model), now)
     try:
-        _record(story, "A new graph, signed with the real online keys (the graph is locked offline):")
+        second = _refusal(story, "A new graph, signed with the real online keys (the graph is locked offline)")
+        fleet.answered_again(ANSWERS_S)
     finally:
         forgery.withdraw(repository, data.TASK, version, time.time())
-
-
-def _record(story: Story, attack: str) -> None:
-    fleet, since = story.fleet, story.fleet.log_size()
-    heard = fleet.until(lambda: fleet.refused_update(since), REFUSED_S, "a device to refuse a forged release")
-    given = fleet.answers_given()
-    fleet.until(lambda: all(size > given[name] for name, size in fleet.answers_given().items()), 30.0, "more answers")
     unchanged = all(sha256 == story.outcome.released for sha256 in fleet.answering_with().values())
-    story.outcome.forgeries.append(Forgery(attack, heard[0], heard[1], refused=True, model_unchanged=unchanged))
-    story.screen.say(f"{attack} refused by {heard[0]}: {heard[1]}")
+    story.outcome.forgeries = [replace(one, model_unchanged=unchanged) for one in (first, second)]
+    story.screen.say(f"Every device {'still answers' if unchanged else 'DOES NOT answer'} from the signed release.")
+
+
+def _refusal(story: Story, attack: str) -> Forgery:
+    fleet, since = story.fleet, story.fleet.log_size()
+    device, words = fleet.until(lambda: fleet.refused_update(since), REFUSED_S, "a device to refuse a forged release")
+    story.screen.say(f"{attack}: refused by {device}: {words}")
+    return Forgery(attack, device, words, refused=True, model_unchanged=False)
 
 
 def compare(story: Story) -> None:
