@@ -1,0 +1,237 @@
+"""From an offer to a paid-for upload: what is released can be opened and was charged, what is refused left no trace."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fleet_of_eight import FLEET, LENGTH, MODEL, NOW, SCHEMA, TASK, FleetOfEight
+
+from edge_sdk.artifact.graph_lock import graph_digest
+from edge_sdk.artifact.starter import tabular_classifier
+from edge_sdk.blobs import BlobAbsent
+from edge_sdk.config import Config
+from edge_sdk.device_db import open_device_db
+from edge_sdk.device_round import OwnKeys
+from edge_sdk.examples_store import ExamplesStore
+from edge_sdk.outbox import Outbox
+from edge_sdk.privacy.ledger import Ledger
+from edge_sdk.protocol import chunks, codec
+from edge_sdk.protocol.errors import LocalProtocolError, OfferRefused
+from edge_sdk.protocol.messages import Offer
+from edge_sdk.protocol.sealing import ChunkSealer
+from edge_sdk.protocol.secagg import client, committee, ring
+from edge_sdk.round_work import Device, NotNow, RoundWork, TrainingInput
+from edge_sdk.training.jobs import Sampling, TrainResult
+
+ME = 3
+
+
+class Bench:
+    """One device of the fleet, with everything around its work given by the test."""
+
+    def __init__(self, home: Path, **settings: object) -> None:
+        self.fleet, self.home = FleetOfEight(), home
+        self.me = self.fleet.members[ME]
+        self.db = open_device_db(home / "device.db")
+        self.examples = ExamplesStore(home / "examples.db", home / "examples.key", 1000, os.urandom)
+        self.update = np.linspace(-0.1, 0.1, LENGTH, dtype=np.float32)
+        self.given: list[TrainingInput] = []
+        self.locked = graph_digest(MODEL)
+        (home / "outbox").mkdir()
+        config = Config(home=home, **{"max_epsilon": 100.0, **settings})
+        keys = OwnKeys(self.me.name, self.me.entry.sign_key, self.me.entry.epoch_key)
+        authority = self.fleet.authority.public_key().public_bytes_raw()
+        device = Device(FLEET, keys, authority, self.me.sign.sign, os.urandom)
+        self.work = RoundWork(
+            device, config, self.db, self.examples,
+            fetch=self.fetch, train=self.train, locked_graph=lambda task, expected: self.locked,
+        )  # fmt: skip
+        self.record(30)
+
+    def record(self, count: int) -> None:
+        rows = [(TASK, {"minutes": 90.0 + i, "calls": float(i)}, "yes" if i % 2 else "no", None) for i in range(count)]
+        self.examples.add_many(rows)
+
+    def fetch(self, path: str, limit: int) -> bytes:
+        if path not in self.fleet.blobs:
+            raise BlobAbsent(path, reason="absent")
+        assert len(self.fleet.blobs[path]) <= limit
+        return self.fleet.blobs[path]
+
+    def train(self, given: TrainingInput, cancelled) -> TrainResult:
+        assert not cancelled()
+        self.given.append(given)
+        return TrainResult(self.update, Sampling(0.5, given.plan.noise_multiplier, given.plan.steps), 0.7, 30)
+
+    def take_part(self, offer: Offer) -> int:
+        frame = self.fleet.frame(offer)
+        self.work.judge(frame, offer, NOW)
+        return self.work.take_part(frame, offer, lambda: False)
+
+    def trace(self) -> tuple[int, int, int]:
+        """Rows in the outbox, files in it, rounds charged."""
+        rows = self.db.execute("SELECT COUNT(*) FROM outbox").fetchone()[0]
+        ledger = Ledger(self.db)
+        charged = len(ledger.rounds(TASK, "device")) + len(ledger.rounds(TASK, "record"))
+        return rows, len(list((self.home / "outbox").iterdir())), charged
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@pytest.mark.parametrize("unit", ["device", "record"])
+def test_what_is_released_opens_under_the_round_key_and_is_signed_by_the_device(bench, unit):
+    offer = bench.fleet.offer(unit=unit)
+    size = bench.take_part(offer)
+    plan, ours = committee.plan(8), ring.profile("P24")
+    assert size == client.upload_bytes(ours, plan, LENGTH + 64)
+    upload, sealed_key = bench.db.execute("SELECT upload, sealed_key FROM outbox").fetchone()
+    digest = codec.offer_hash(bench.fleet.frame(offer))
+    key = bench.fleet.round_key.open(sealed_key, chunks.hello_info(digest, bench.me.name, upload))
+    sealed = (bench.home / "outbox" / f"{upload.hex()}.sealed").read_bytes()
+    sealer = ChunkSealer(key, chunks.chunk_context(digest, bench.me.name, upload, size))
+    plain = b"".join(
+        sealer.open(i, i == chunks.chunk_count(size) - 1, sealed[i * 49_168 : (i + 1) * 49_168])
+        for i in range(chunks.chunk_count(size))
+    )
+    masked = client.MaskedUpload.decode(plain, profile=ours, plan=plan, length=LENGTH + 64)
+    client.verify_upload(masked, digest, bench.me.name, bench.me.entry.sign_key)
+    assert bench.trace() == (1, 1, 1)
+    assert Ledger(bench.db).epsilon(TASK, unit, 1e-5) > 0
+
+
+def test_the_training_is_what_the_offer_says_and_noise_of_the_record_unit_is_added_there(bench):
+    bench.take_part(bench.fleet.offer(unit="record", noise_multiplier=1.5, sample_rate=0.3))
+    plan = bench.given[0].plan
+    assert (plan.unit, plan.noise_multiplier, plan.batch_size, plan.steps) == ("record", 1.5, 9, 2)
+    assert bench.given[0].features["features"].shape == (30, 2)
+    bench.take_part(bench.fleet.offer(2, unit="device"))
+    assert (bench.given[1].plan.unit, bench.given[1].plan.noise_multiplier) == ("device", 0.0)
+
+
+def test_a_round_is_worked_for_once(bench):
+    bench.take_part(bench.fleet.offer(2))
+    for number in (2, 1):
+        with pytest.raises(OfferRefused) as refused:
+            bench.take_part(bench.fleet.offer(number))
+        assert refused.value.reason == "round"
+    assert bench.trace() == (1, 1, 1)
+
+
+def test_when_the_budget_is_spent_nothing_more_is_trained_or_released(tmp_path):
+    bench = Bench(tmp_path, max_epsilon=3.0)
+    released = 0
+
+    def go_on() -> None:
+        nonlocal released
+        for number in range(1, 50):
+            bench.take_part(bench.fleet.offer(number))
+            released += 1
+
+    with pytest.raises(OfferRefused) as refused:
+        go_on()
+    assert refused.value.reason == "privacy"
+    assert bench.trace() == (released, released, released)
+    assert len(bench.given) == released > 1
+    assert Ledger(bench.db).epsilon(TASK, "device", 1e-5) <= 3.0
+
+
+def test_too_few_examples_mean_not_now(tmp_path):
+    bench = Bench(tmp_path, min_examples=31)
+    with pytest.raises(NotNow) as refused:
+        bench.take_part(bench.fleet.offer())
+    assert refused.value.reason == "examples"
+    bench.record(1)
+    assert bench.take_part(bench.fleet.offer()) > 0
+
+
+def test_examples_that_do_not_fit_the_schema_are_left_out(bench):
+    bench.examples.add(TASK, {"minutes": "many"}, "yes")
+    bench.examples.add(TASK, {"minutes": 1.0, "calls": 1.0}, "perhaps")
+    bench.take_part(bench.fleet.offer())
+    assert len(bench.given[0].labels) == 30
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_update_that_is_not_finite_is_neither_released_nor_charged(bench, value):
+    bench.update[5] = value
+    with pytest.raises(LocalProtocolError) as refused:
+        bench.take_part(bench.fleet.offer())
+    assert refused.value.reason == "not-finite"
+    assert bench.trace() == (0, 0, 0)
+
+
+def test_an_update_of_the_wrong_length_is_refused(bench):
+    bench.update = bench.update[1:]
+    with pytest.raises(OfferRefused) as refused:
+        bench.take_part(bench.fleet.offer())
+    assert refused.value.reason == "length"
+    assert bench.trace() == (0, 0, 0)
+
+
+def test_a_checkpoint_with_another_hash_or_graph_is_not_trained_on(bench):
+    offer = bench.fleet.offer()
+    path = f"checkpoint/{offer.models[0].hex()}"
+    bench.fleet.blobs[path] = MODEL[:-1] + bytes([MODEL[-1] ^ 1])
+    with pytest.raises(OfferRefused) as refused:
+        bench.take_part(offer)
+    assert refused.value.reason == "model"
+    bench.locked = graph_digest(tabular_classifier(SCHEMA, [5], seed=1))
+    with pytest.raises(OfferRefused) as refused:
+        bench.take_part(offer)
+    assert refused.value.reason == "graph"
+    assert bench.given == []
+
+
+def test_a_roster_of_another_authority_or_an_older_epoch_is_refused(bench):
+    forged = bench.fleet.sign_roster(2, Ed25519PrivateKey.generate())
+    with pytest.raises(OfferRefused) as refused:
+        bench.take_part(bench.fleet.offer(1, forged))
+    assert refused.value.reason == "roster"
+    newer = bench.fleet.sign_roster(3, bench.fleet.authority)
+    bench.take_part(bench.fleet.offer(2, newer))
+    with pytest.raises(OfferRefused) as refused:
+        bench.take_part(bench.fleet.offer(3))
+    assert refused.value.reason == "roster"
+
+
+def test_two_stories_about_one_round_are_refused(bench):
+    frame = bench.fleet.frame(bench.fleet.offer())
+    bench.work.judge(frame, bench.fleet.offer(), NOW)
+    other = msgspec.structs.replace(bench.fleet.offer(), closes_at=NOW + 601)
+    with pytest.raises(OfferRefused) as refused:
+        bench.take_part(other)
+    assert refused.value.reason == "equivocation"
+
+
+def test_without_noise_nothing_leaves_unless_the_device_itself_allows_it(tmp_path, bench):
+    bare = {"noise_multiplier": 0.0, "insecure_without_noise": True}
+    with pytest.raises(OfferRefused) as refused:
+        bench.take_part(bench.fleet.offer(**bare))
+    assert refused.value.reason == "privacy"
+    (tmp_path / "open").mkdir()
+    willing = Bench(tmp_path / "open", insecure_without_noise=True)
+    assert willing.take_part(willing.fleet.offer(**bare)) > 0
+
+
+def test_a_full_disk_charges_nothing_and_the_round_can_be_tried_again(bench):
+    bench.work.judge(bench.fleet.frame(bench.fleet.offer()), bench.fleet.offer(), NOW)
+    (bench.home / "checkpoint.onnx").write_bytes(MODEL)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
+    try:
+        with pytest.raises(OSError):
+            bench.take_part(bench.fleet.offer())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert bench.trace() == (0, 0, 0)
+    assert bench.take_part(bench.fleet.offer()) > 0
+    assert Outbox(bench.db, bench.home / "outbox", lambda message: b"", 5.0).pending() == 1
