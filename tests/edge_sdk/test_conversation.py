@@ -1,0 +1,186 @@
+"""Whatever arrives, the conversation counts it by reason and goes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+from fleet_of_eight import FLEET, NOW, FleetOfEight
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edge_sdk.conversation import Conversation, Speaker
+from edge_sdk.device_db import counters, open_device_db
+from edge_sdk.protocol import codec, topics
+from edge_sdk.protocol.messages import (
+    UP,
+    Ack,
+    Ask,
+    Block,
+    Echo,
+    Get,
+    Grant,
+    Heartbeat,
+    Message,
+    Offer,
+    Receipt,
+    Share,
+    State,
+)
+
+
+class Desk:
+    """A conversation whose host writes everything down."""
+
+    def __init__(self, home) -> None:
+        self.fleet = FleetOfEight()
+        self.me = self.fleet.members[2]
+        self.db = open_device_db(home / "device.db")
+        speaker = Speaker(
+            FLEET, self.me.name, self.me.sign.sign, self.fleet.aggregator.public_key().public_bytes_raw(),
+            self.me.epoch, os.urandom,
+        )  # fmt: skip
+        self.sent: list[Message] = []
+        self.offers: list[Offer] = []
+        self.hints: list[str] = []
+        self.talk = Conversation(speaker, self.db, home / "outbox", self, heartbeat_s=30.0, silence_s=5.0)
+
+    def publish(self, topic: str, payload: bytes, qos: int) -> bool:
+        public = self.me.entry.sign_key
+        self.sent.append(
+            codec.decode(
+                payload, fleet=FLEET, sender=self.me.name, recipient="aggregator", public_key=public, accepted=UP
+            )
+        )
+        return True
+
+    def offered(self, frame: bytes, offer: Offer) -> None:
+        self.offers.append(offer)
+
+    def hinted(self, task: str) -> None:
+        self.hints.append(task)
+
+    def active_models(self) -> dict[str, bytes]:
+        return {}
+
+    def phase(self) -> str:
+        return "idle"
+
+    def say(self, message: Message, recipient: str = "", change: Callable[[bytes], bytes] = bytes) -> None:
+        everybody = recipient == "all"
+        to = recipient or self.me.name
+        frame = codec.encode(message, fleet=FLEET, sender="aggregator", recipient=to, sign=self.fleet.aggregator.sign)
+        topic = topics.to_all(FLEET, message.topic) if everybody else topics.down(FLEET, self.me.name, message.topic)
+        self.talk.message(topic, change(frame), 1.0, NOW)
+
+    def refusals(self) -> dict[str, int]:
+        return counters(self.db, "refusal")
+
+    def last(self, kind: type[Message]) -> Message:
+        return [message for message in self.sent if isinstance(message, kind)][-1]
+
+
+@pytest.fixture
+def desk(tmp_path) -> Desk:
+    made = Desk(tmp_path)
+    made.talk.connection(True, 0.0)
+    made.talk.turn(0.0, NOW)
+    return made
+
+
+def test_on_every_connect_it_beats_and_asks(desk):
+    assert {type(message) for message in desk.sent} == {Heartbeat, Ask}
+
+
+def test_a_state_brings_offers_and_openings_and_the_time(desk):
+    offer = desk.fleet.offer()
+    notice, blob = desk.fleet.opening(offer, codec.offer_hash(desk.fleet.frame(offer)), desk.me.name)
+    asked = desk.last(Ask)
+    desk.say(State(asked.nonce, NOW + 5000, 1, (desk.fleet.frame(offer),), (notice,), 60))
+    assert desk.offers == [offer]
+    assert desk.talk.now(0.0) == NOW + 5000, "a clock in 1970 costs nothing"
+    desk.talk.turn(2.0, NOW)
+    assert desk.last(Get).path == "opening/churn/1"
+    get = desk.last(Get)
+    desk.say(Block(get.request, get.path, 0, len(blob), True, blob[: get.length]))
+    assert desk.refusals() == {"unknown-offer": 1}, "it did not verify that offer itself"
+
+
+def test_a_state_that_was_not_asked_for_is_refused(desk):
+    desk.say(State(bytes(8), NOW, 1, (), (), 60))
+    asked = desk.last(Ask)
+    desk.say(State(asked.nonce, NOW, 1, (), (), 60))
+    desk.say(State(asked.nonce, NOW, 1, (), (), 60))
+    assert desk.refusals() == {"nonce": 2}
+
+
+def test_an_opening_is_answered_once_and_with_the_same_bytes(desk):
+    offer = desk.fleet.offer()
+    frame = desk.fleet.frame(offer)
+    desk.talk._held.hold(frame, offer, desk.fleet.blobs["roster/1"])
+    notice, blob = desk.fleet.opening(offer, codec.offer_hash(frame), desk.me.name)
+    for tick in (2.0, 3.0):
+        desk.say(notice)
+        desk.talk.turn(tick, NOW)
+        if tick == 2.0:
+            get = desk.last(Get)
+            desk.say(Block(get.request, get.path, 0, len(blob), True, blob[: get.length]))
+            desk.talk.turn(2.5, NOW)
+    shares = [message for message in desk.sent if isinstance(message, Share)]
+    assert len(shares) == 2
+    assert shares[0] == shares[1]
+
+
+def test_a_message_signed_by_another_or_for_another_or_on_the_wrong_topic_is_refused(desk):
+    desk.say(Echo(bytes(8), NOW), change=lambda frame: frame[:-1] + bytes([frame[-1] ^ 1]))
+    desk.say(Echo(bytes(8), NOW), change=lambda frame: frame[:10] + bytes(20) + frame[30:])
+    assert desk.refusals() == {"signature": 2}
+    frame = desk.fleet.frame(desk.fleet.offer())
+    desk.talk.message(topics.down(FLEET, desk.me.name, "grant"), frame, 1.0, NOW)
+    desk.talk.message(topics.to_all(FLEET, "model"), frame, 1.0, NOW)
+    desk.talk.message(topics.down(FLEET, "device-5", "echo"), frame, 1.0, NOW)
+    desk.talk.message("#", frame, 1.0, NOW)
+    assert desk.refusals() == {"signature": 2, "kind": 2, "topic": 2}
+    assert desk.offers == []
+
+
+def test_answers_to_nothing_are_refused(desk):
+    for message in (Grant(bytes(16), 8, b""), Ack(bytes(16), b""), Receipt(bytes(16), True, ""), Echo(bytes(8), 1)):
+        desk.say(message)
+    desk.say(Block(bytes(8), "roster/1", 0, 1, True, b"x"))
+    assert desk.refusals() == {"unknown-upload": 3, "nonce": 1, "unasked-block": 1}
+
+
+def test_two_missing_echoes_mean_a_dead_connection(desk):
+    assert not desk.talk.silent(60.0)
+    assert desk.talk.silent(66.0)
+    desk.say(Echo(desk.last(Heartbeat).nonce, NOW))
+    assert not desk.talk.silent(66.0)
+    desk.talk.connection(False, 70.0)
+    assert not desk.talk.silent(500.0)
+
+
+def test_the_last_words_count_above_this_connection_and_below_the_next(desk):
+    for _ in range(3):
+        _, will = desk.talk.last_words()
+        desk.talk.connection(True, 0.0)
+        desk.talk.turn(0.0, NOW)
+        beat = desk.last(Heartbeat)
+        words = codec.unpack(will[68:], Heartbeat)
+        assert words.phase == "gone"
+        assert beat.counter < words.counter < beat.counter + (1 << 16)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_bytes_on_any_topic_do_harm(desk, data):
+    kinds = ["grant", "ack", "receipt", "blk", "state", "opening", "echo", "refusal", "offer", "model", "nonsense"]
+    kind = data.draw(st.sampled_from(kinds))
+    frame = desk.fleet.frame(desk.fleet.offer())
+    cut = data.draw(st.integers(0, len(frame)))
+    payload = data.draw(st.sampled_from([frame[:cut], frame + b"x", data.draw(st.binary(max_size=200))]))
+    before = sum(desk.refusals().values())
+    topic = data.draw(st.sampled_from([topics.down(FLEET, desk.me.name, kind), topics.to_all(FLEET, kind)]))
+    desk.talk.message(topic, payload, 1.0, NOW)
+    assert payload == frame or sum(desk.refusals().values()) == before + 1
