@@ -117,13 +117,14 @@ def check_terms(offer: Offer, offer_hash: bytes, *, fleet: str, min_cohort: int,
 
 def check_sizing(offer: Offer) -> None:
     """SPEC 7.2: the sum of the largest cohort must fit the modulus. Raises OfferRefused."""
+    from edge_sdk.protocol.quantize import integer_bound
     from edge_sdk.protocol.secagg.committee import check_headroom
     from edge_sdk.protocol.secagg.ring import profile
 
     terms = offer.privacy
-    bound = math.ceil(terms.clip / terms.step) + 1
     sigma = device_sigma(offer)
     try:
+        bound = integer_bound(terms.clip, terms.step)
         check_headroom(profile(offer.secagg.profile), offer.secagg.n_max, bound, sigma)
     except ProtocolError as error:
         raise OfferRefused(f"the terms do not fit: {error}", reason="sizing") from error

@@ -30,7 +30,7 @@ EVERYBODY: Final = "all"
 AGGREGATOR: Final = "aggregator"
 
 T = TypeVar("T")
-_ENCODER: Final = msgspec.msgpack.Encoder(order="sorted")
+_ENCODER: Final = msgspec.msgpack.Encoder(order="deterministic")
 _DECODERS: Final[dict[type[Any], msgspec.msgpack.Decoder[Any]]] = {}
 
 
