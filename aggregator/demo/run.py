@@ -151,7 +151,7 @@ def create_task(story: Story) -> None:
         "--n-max": 2 * count,
         "--window": 60,
         "--opening": 30,
-        "--clip": 4.0,
+        "--clip": 5.0,
         "--max-grad-norm": recipe.max_grad_norm,
         "--sample-rate": recipe.sample_rate,
         "--steps": recipe.steps,
