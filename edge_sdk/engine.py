@@ -118,6 +118,7 @@ class Engine:
             self._open_identity()
         except Exception as error:
             self.live.phase = "failed"
+            self.guarded(self._serve_offline)
             self.opened.set()
             self.failed(error)
         else:
@@ -153,6 +154,12 @@ class Engine:
             speaker, self._db, self.config.home / "outbox", self,
             heartbeat_s=self.config.heartbeat_s, silence_s=self.config.silence_s,
         )  # fmt: skip
+
+    def _serve_offline(self) -> None:
+        """Without an identity there is no fleet, but the last good models still answer."""
+        from edge_sdk.task_models import TaskModels
+
+        TaskModels(self.config.home, b"", self.models(), lambda _: []).open()
 
     def _reconnect(self) -> None:
         """A fresh transport: at start, and when echoes stay away though it says that it is connected."""

@@ -90,6 +90,23 @@ def test_heartbeat_counters_grow_over_restarts(fake):
     assert counters == sorted(set(counters))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_identity_is_told_and_the_last_good_model_still_answers(tmp_path):
+    (tmp_path / "identity").mkdir()
+    (tmp_path / "identity" / "device.crt").write_text("not a certificate")
+    (tmp_path / "identity" / "device.crt").chmod(0o600)
+    FakeAggregator(tmp_path).install("churn", MODEL)
+    told: list[BaseException] = []
+    with edge_sdk.init(home=tmp_path, on_error=told.append) as fl:
+        assert fl.predict("churn", RECORD).available
+        fl.record("churn", RECORD, "stays")
+        assert fl.flush(5.0)
+        assert fl.status()["phase"] == "failed"
+        assert fl.status()["examples"] == {"churn": 1}
+    assert "enrol again" in str(told[0])
+
+
+@pytest.mark.slow
 def test_silence_of_the_aggregator_builds_the_connection_anew(fake):
     with fake.client(heartbeat_s=0.2) as fl:
         assert fake.wait_for(lambda: fl.status()["connected"])
