@@ -28,7 +28,7 @@ _NAMES: Final = (
     "Gemm MatMul Conv Gather LayerNormalization GroupNormalization "
     "Add Sub Mul Div Pow Neg Abs Sqrt Exp Log Erf Reciprocal Min Max Clip Where Cast "
     "Equal Greater GreaterOrEqual Less LessOrEqual And Or Not "
-    "Relu LeakyRelu Tanh Sigmoid Softplus Gelu Softmax LogSoftmax "
+    "Sin Cos Relu LeakyRelu Tanh Sigmoid Softplus Gelu Softmax LogSoftmax "
     "Concat Reshape Flatten Transpose Squeeze Unsqueeze Slice Shape Expand Constant ConstantOfShape Identity Pad "
     "ReduceSum ReduceMean ReduceMax ReduceMin ReduceL2 MaxPool AveragePool GlobalAveragePool "
 )

@@ -1,4 +1,4 @@
-"""A first model for a tabular task, written as ONNX without torch. Needs `onnx` (extra `aggregator`).
+"""First models for a tabular task, written as ONNX without torch. Need `onnx` (extra `aggregator`).
 
 The same schema, layers and seed give the same bytes on every machine.
 """
@@ -37,24 +37,60 @@ def tabular_classifier(schema: Schema, hidden: Sequence[int], seed: int) -> byte
         bound = 0.0 if layer == len(hidden) else np.sqrt(6.0 / columns)
         weights[f"layer{layer}.weight"] = ((rng.random((rows, columns)) * 2 - 1) * bound).astype(np.float32)
         weights[f"layer{layer}.bias"] = np.zeros(rows, np.float32)
-    return _serialise(schema, _layers(len(hidden)), weights)
+    return _serialise(schema, _layers(len(hidden)), weights, trainable=list(weights))
+
+
+def fourier_classifier(schema: Schema, width: int, bandwidth: float, seed: int) -> bytes:
+    """ONNX bytes of a linear model on random Fourier features: logits = W phi(x) + b, phi fixed, W and b trained.
+
+    phi(x) = sqrt(2 / width) cos(A x + c), A normal with standard deviation `bandwidth`, c uniform in [0, 2 pi)
+    (Rahimi and Recht 2007): a kernel machine, so it bends where a linear model cannot. phi has norm 1 whatever the
+    width, so the noise of private training in the logits does not grow with it. Raises SchemaError.
+    """
+    check_schema(schema)
+    rng = np.random.default_rng(seed)
+    weights = {
+        "features.weight": (rng.standard_normal((width, schema.width)) * bandwidth).astype(np.float32),
+        "features.phase": (rng.random(width) * 2 * np.pi).astype(np.float32),
+        "features.scale": np.array(np.sqrt(2.0 / width), np.float32),
+        "head.weight": np.zeros((schema.label.outputs, width), np.float32),
+        "head.bias": np.zeros(schema.label.outputs, np.float32),
+    }
+    return _serialise(schema, _fourier_nodes(), weights, trainable=["head.weight", "head.bias"])
 
 
 def _layers(last: int) -> list[Any]:
-    from onnx import helper
-
     nodes, value = [], "features"
     for layer in range(last + 1):
         name = f"layer{layer}"
         summed = OUTPUT if layer == last else f"{name}.sum"
-        nodes.append(helper.make_node("Gemm", [value, f"{name}.weight", f"{name}.bias"], [summed], name=name, transB=1))
+        nodes.append(_gemm(value, f"{name}.weight", f"{name}.bias", summed))
         if layer < last:
             value = f"{name}.out"
-            nodes.append(helper.make_node("Relu", [summed], [value], name=f"{name}.relu"))
+            nodes.append(_node("Relu", [summed], value))
     return nodes
 
 
-def _serialise(schema: Schema, nodes: list[Any], weights: dict[str, Any]) -> bytes:
+def _fourier_nodes() -> list[Any]:
+    return [
+        _gemm("features", "features.weight", "features.phase", "features.angle"),
+        _node("Cos", ["features.angle"], "features.cosine"),
+        _node("Mul", ["features.cosine", "features.scale"], "features.out"),
+        _gemm("features.out", "head.weight", "head.bias", OUTPUT),
+    ]
+
+
+def _gemm(value: str, weight: str, bias: str, output: str) -> Any:
+    return _node("Gemm", [value, weight, bias], output, transB=1)
+
+
+def _node(operation: str, inputs: list[str], output: str, **attributes: Any) -> Any:
+    from onnx import helper
+
+    return helper.make_node(operation, inputs, [output], name=output, **attributes)
+
+
+def _serialise(schema: Schema, nodes: list[Any], weights: dict[str, Any], trainable: list[str]) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     graph = helper.make_graph(
@@ -72,7 +108,7 @@ def _serialise(schema: Schema, nodes: list[Any], weights: dict[str, Any]) -> byt
         {
             LOSS: LOSS_BY_KIND[schema.label.kind],
             SCHEMA: schema.to_json(),
-            TRAINABLE: msgspec.json.encode(list(weights)).decode(),
+            TRAINABLE: msgspec.json.encode(trainable).decode(),
         },
     )
     data: bytes = model.SerializeToString(deterministic=True)

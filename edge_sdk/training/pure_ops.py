@@ -262,6 +262,8 @@ PURE: Final[Mapping[str, Operation]] = {
     "Relu": _unary(torch.relu),
     "LeakyRelu": lambda inputs, attributes: F.leaky_relu(_given(inputs, 0), attributes.get("alpha", 0.01)),
     "Tanh": _unary(torch.tanh),
+    "Sin": _unary(torch.sin),
+    "Cos": _unary(torch.cos),
     "Sigmoid": _unary(torch.sigmoid),
     "Softplus": _unary(F.softplus),
     "Gelu": _gelu,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import numpy_helper
 
 from edge_sdk.artifact.errors import RecordError, SchemaError
 from edge_sdk.artifact.features import decide, features, labels
 from edge_sdk.artifact.schema import CategoryField, Label, NumberField, Schema
-from edge_sdk.artifact.starter import tabular_classifier
+from edge_sdk.artifact.starter import fourier_classifier, tabular_classifier
+from edge_sdk.artifact.weights import trainable, write_vector
 
 FIELDS = (NumberField("age", 40.0, 10.0), CategoryField("plan", ("gold", "basic")))
 BINARY = Schema(FIELDS, Label("churn", "binary", ("stays", "leaves")))
@@ -122,4 +125,18 @@ def test_the_same_seed_gives_the_same_bytes_for_ever():
     data = tabular_classifier(BINARY, (4,), seed=1)
     assert data == tabular_classifier(BINARY, (4,), seed=1)
     assert data != tabular_classifier(BINARY, (4,), seed=2)
-    assert hashlib.sha256(data).hexdigest()[:16] == "a46513a50a687659"
+    assert hashlib.sha256(data).hexdigest()[:16] == "1aae17b8c944d858"
+
+
+def test_fourier_features_approximate_the_gaussian_kernel_and_only_the_head_is_trained():
+    data = fourier_classifier(BINARY, width=4096, bandwidth=0.5, seed=3)
+    assert trainable(data) == [("head.weight", (1, 4096)), ("head.bias", (1,))]
+    columns = BINARY.width
+    rows = np.random.default_rng(0).standard_normal((6, columns)).astype(np.float32)
+    # A head that holds phi(rows[0]) gives phi(rows[0]) . phi(x), which is exp(-|bandwidth (rows[0] - x)|^2 / 2).
+    constants = {t.name: numpy_helper.to_array(t) for t in onnx.load_from_string(data).graph.initializer}
+    phi = np.sqrt(2 / 4096) * np.cos(rows @ constants["features.weight"].T + constants["features.phase"])
+    model = write_vector(data, np.append(phi[0], 0.0).astype(np.float32))
+    session = onnxruntime.InferenceSession(model)
+    expected = np.exp(-0.5 * (0.5 * np.linalg.norm(rows - rows[0], axis=1)) ** 2)
+    np.testing.assert_allclose(session.run(None, {"features": rows})[0][:, 0], expected, atol=0.08)
