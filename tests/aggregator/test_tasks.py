@@ -85,7 +85,7 @@ def test_every_step_chosen_fits_the_modulus_of_the_specification(*, unit, name, 
         terms = settle(spec, length)
     except TaskRefused:
         assume(False)
-    bound = math.ceil(terms.clip / terms.step) + 1
+    bound = math.floor(terms.clip / terms.step) + 1
     sigma = noise * clip / (terms.step * math.sqrt(terms.honest)) if unit == "device" else 0.0
     needed = spec.n_max * bound + 6.5 * math.sqrt(spec.n_max) * math.sqrt(16 + sigma**2)
     assert profile(name).modulus / 2 > needed
