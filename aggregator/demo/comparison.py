@@ -20,7 +20,7 @@ from edge_sdk.training.jobs import TrainingPlan, job
 from edge_sdk.training.runner import Trainer
 
 KEY_BYTES: Final = 32
-TOTAL_STEPS: Final = 200
+TOTAL_STEPS: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Recipe:
     sample_rate: float = 0.2
     max_grad_norm: float = 0.5
     noise_multiplier: float = 4.0
-    learning_rate: float = 1.0
+    learning_rate: float = 0.5
 
     @property
     def steps(self) -> int:

@@ -92,8 +92,7 @@ class Fleet:
                 "--every",
                 str(ANSWER_EVERY_S[part.kind]),
             ]
-            environment = {"EDGE_UPDATE_CHECK_S": str(UPDATE_CHECK_S), "EDGE_TRAINER_IDLE_S": str(TRAINER_IDLE_S)}
-            self._children.start(device, [sys.executable, str(program), *options], environment)
+            self._children.start(device, [sys.executable, str(program), *options], _device_environment())
         self.until(self._all_live, 60.0, "every device to connect")
 
     def _all_live(self) -> bool:
@@ -177,6 +176,16 @@ class Fleet:
         return _run(
             [*_module("aggregator.cli"), *words], f"aggregator {words[0]}", {settings.HOME_VARIABLE: str(self.home)}
         )
+
+
+def _device_environment() -> dict[str, str]:
+    """Settings of every device. The clone is on its path even where nothing is installed."""
+    paths = [str(PROGRAMS.parent), os.environ.get("PYTHONPATH", "")]
+    return {
+        "EDGE_UPDATE_CHECK_S": str(UPDATE_CHECK_S),
+        "EDGE_TRAINER_IDLE_S": str(TRAINER_IDLE_S),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
 
 
 def _module(name: str) -> list[str]:

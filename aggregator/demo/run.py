@@ -281,7 +281,7 @@ def _conclude(report_folder: Path, screen: Screen, outcome: Outcome) -> int:
         f"without privacy, {outcome.local_private_mean:.3f} with it; a centre without privacy {outcome.central:.3f}."
     )
     screen.say(
-        f"Upload: {outcome.upload_ratio:.0f} times float32 for this model, all but the whole of it fixed cost; "
+        f"Upload: {outcome.upload_ratio:.0f} times float32 for this small model, nearly all of it fixed cost; "
         f"{outcome.upload_ratio_100k:.2f} times for one of 100,000 weights."
     )
     for sentence, held in outcome.checks():
