@@ -173,3 +173,17 @@ def test_two_rounds_follow_each_other():
         assert made.aggregator.phases() == {1: "released", 2: "released"}
         assert set(made.aggregator.sums.opened) == {1, 2}
         check(made)
+
+
+def test_a_member_whose_answer_was_lost_is_asked_again_and_repeats_itself_word_for_word():
+    with world(5) as made:
+        for _ in range(30):
+            made.advance(1)
+            made.wire.waiting = [packet for packet in made.wire.waiting if not packet.topic.endswith("/share")]
+            made.deliver(len(made.wire.waiting), 0)
+            made.crash_device(int(made.time), 0)
+        said = [packet for packet in made.wire.history if packet.topic.endswith("/share")]
+        assert len(said) > 2 * len(answers_on_the_wire(made))
+        run(made, [])
+        assert made.aggregator.phases()[1] == "released"
+        check(made)
