@@ -113,7 +113,10 @@ PURE_MODELS = {
         for op in ("Add", "Sub", "Mul", "Div", "Min", "Max", "Greater", "Less", "Equal")
     },
     **{op: pure(op, "k", constants=FOUR) for op in ("GreaterOrEqual", "LessOrEqual")},
-    **{op: pure(op) for op in ("Neg", "Abs", "Exp", "Erf", "Relu", "Tanh", "Sigmoid", "Softplus", "Gelu", "Identity", "Sin", "Cos")},
+    **{
+        op: pure(op)
+        for op in ("Neg", "Abs", "Exp", "Erf", "Relu", "Tanh", "Sigmoid", "Softplus", "Gelu", "Identity", "Sin", "Cos")
+    },
     **{op: pure(op) for op in ("Reciprocal", "LeakyRelu", "Softmax", "LogSoftmax", "ReduceL2", "Shape")},
     "gelu by tanh": pure("Gelu", attributes={"approximate": "tanh"}),
     "softmax over the batch": pure("Softmax", attributes={"axis": 0}),
