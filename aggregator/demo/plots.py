@@ -13,7 +13,7 @@ from typing import Any, Final
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from aggregator.demo.outcome import Outcome
+from aggregator.demo.outcome import Outcome, wire_bytes
 
 FLEET: Final = "#2a78d6"
 ALONE: Final = "#eb6834"
@@ -129,7 +129,12 @@ def _upload(axes: Any, outcome: Outcome) -> None:
     last = outcome.rounds_shown[-1]
     plain_large = 4 * 100_000
     names = ["this model, float32", "this model, upload", "100,000 weights, float32", "100,000 weights, upload"]
-    sizes = [last["float32_bytes"], last["upload_bytes"], plain_large, plain_large * outcome.upload_ratio_100k]
+    sizes = [
+        last["float32_bytes"],
+        wire_bytes(last["upload_bytes"]),
+        plain_large,
+        plain_large * outcome.upload_ratio_100k,
+    ]
     axes.barh(names, sizes, 0.6, color=[ALONE, FLEET, ALONE, FLEET])
     axes.set_xscale("log")
     axes.set(xlabel="bytes", xlim=(10, max(sizes) * 12))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from aggregator.demo import plots
-from aggregator.demo.outcome import Outcome
+from aggregator.demo.outcome import Outcome, wire_bytes
 from aggregator.status import privacy_line
 
 TEMPLATE: Final = Path(__file__).with_name("report.html")
@@ -74,7 +74,7 @@ def _metric_words(outcome: Outcome) -> str:
 def _upload_words(outcome: Outcome) -> str:
     last = outcome.rounds_shown[-1]
     return (
-        f"This model has {last['float32_bytes'] // 4} weights, so an upload of {last['upload_bytes']:,} bytes is "
+        f"This model has {last['float32_bytes'] // 4} weights, so {wire_bytes(last['upload_bytes']):,} bytes on the wire are "
         f"nearly all fixed cost (a sealed share for each committee member): {outcome.upload_ratio:.0f} times plain "
         f"float32. The same code on 100,000 weights costs {outcome.upload_ratio_100k:.2f} of plain float32."
     )
