@@ -73,10 +73,11 @@ def _metric_words(outcome: Outcome) -> str:
 
 def _upload_words(outcome: Outcome) -> str:
     last = outcome.rounds_shown[-1]
+    weights, sent = last["float32_bytes"] // 4, wire_bytes(last["upload_bytes"])
     return (
-        f"This model has {last['float32_bytes'] // 4} weights, so {wire_bytes(last['upload_bytes']):,} bytes on the wire are "
-        f"nearly all fixed cost (a sealed share for each committee member): {outcome.upload_ratio:.0f} times plain "
-        f"float32. The same code on 100,000 weights costs {outcome.upload_ratio_100k:.2f} of plain float32."
+        f"This model has {weights} weights, so the {sent:,} bytes that an upload puts on the wire are nearly all fixed "
+        f"cost (a sealed share for each committee member): {outcome.upload_ratio:.0f} times plain float32. The same "
+        f"code on 100,000 weights costs {outcome.upload_ratio_100k:.2f} of plain float32."
     )
 
 
