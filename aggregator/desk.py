@@ -152,8 +152,8 @@ class Desk:
         self._rounds.share(device, share)
 
     def _report(self, device: str, report: Report, now: float) -> None:
-        del now
         self._presence.check_counter(device, "report", report.counter)
+        self._rounds.note(device, report, now)
         log.info(
             "%s reports %s of %s round %d: %s %s",
             *(device, report.event, report.task, report.round, report.reason, ascii(report.detail)),

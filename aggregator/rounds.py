@@ -432,6 +432,11 @@ class Rounds:
         if live is not None and live.state.number == report.round and report.event in DECLINES:
             self._step(live, Declined(device))
 
+    def note(self, device: str, report: Report, now: float) -> None:
+        """Keep what a device says of itself among the events, for whoever watches."""
+        said = {"event": report.event, "reason": report.reason, "detail": report.detail}
+        self._store.log(now, "report", report.task, report.round, device=device, **said)
+
     def drop_device(self, device: str) -> None:
         """The device is revoked: what it was sending goes."""
         self._ingest.drop_device(device)

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 WATCH_S: Final = 0.5
 CRL_EVERY_S: Final = 86_400.0
 LIVE_S: Final = 0.5
+WINDOW: Final = 64  # one connection serves every device: blocks to many must not queue behind eight
 RECONNECT_S: Final = 5.0  # our own broker, just restarted: no crowd to be polite to
 Kind = Literal["auto", "mosquitto", "nats"]
 
@@ -96,6 +97,7 @@ class FleetDoor:
         self._broker.reload(active)
 
     def _sign(self, now: float) -> None:
+        self._authority.renew_services(now=now)
         self._authority.write_crl(self._registry.revoked_serials(now), now=now)
         self._crl_at = now
 
@@ -162,6 +164,7 @@ def _transport(home: Path, config: Config, subscriptions: tuple[str, ...]) -> Mq
         certificate_file=credentials / f"{AGGREGATOR}.crt",
         key_file=credentials / f"{AGGREGATOR}.key",
         subscriptions=subscriptions,
+        window=WINDOW,
         backoff_last_s=RECONNECT_S,
     )
     return MqttTransport(settings, rng=random.SystemRandom())

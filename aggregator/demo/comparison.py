@@ -20,7 +20,7 @@ from edge_sdk.training.jobs import TrainingPlan, job
 from edge_sdk.training.runner import Trainer
 
 KEY_BYTES: Final = 32
-TOTAL_STEPS: Final = 300
+TOTAL_STEPS: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,10 @@ class Recipe:
     """
 
     rounds: int
-    sample_rate: float = 0.2
+    sample_rate: float = 0.5
     max_grad_norm: float = 0.5
-    noise_multiplier: float = 4.0
-    learning_rate: float = 0.5
+    noise_multiplier: float = 2.7
+    learning_rate: float = 8.0
 
     @property
     def steps(self) -> int:

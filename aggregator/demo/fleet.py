@@ -24,12 +24,11 @@ PROGRAMS: Final = Path(__file__).resolve().parents[2] / "firmware_examples"
 PROGRAM_OF_KIND: Final = {"kiosk": "kiosk", "call-centre": "call_centre_terminal"}
 COMMAND_S: Final = 60.0
 POLL_S: Final = 0.1
-QUOTES: Final = "'\""
 # A device looks for a release at every hint and this often besides: the forged ones are announced by nobody.
 UPDATE_CHECK_S: Final = 4
 # Seconds between two customers. A kiosk is in use for a fifth of them and does not train then; the pause must leave
 # time for a dozen training processes to start at once on two cores.
-ANSWER_EVERY_S: Final = {"kiosk": 30.0, "call-centre": 1.5}
+ANSWER_EVERY_S: Final = {"kiosk": 8.0, "call-centre": 1.5}
 TRAINER_IDLE_S: Final = 600  # rounds are dense: the training process stays
 Clock = Callable[[], float]
 
@@ -139,23 +138,20 @@ class Fleet:
 
         self.until(all_have, timeout_s, "one more answer from every device")
 
-    def log_size(self) -> int:
-        return self._log.stat().st_size
-
-    @property
-    def _log(self) -> Path:
-        return self.home / "aggregator.log"
+    def last_event(self) -> int:
+        """The id of the newest event."""
+        return max((event[0] for event in self._events(0)), default=0)
 
     def refused_update(self, since: int) -> tuple[str, str] | None:
-        """The first device that reported a refused update after `since` bytes of the log, and its words."""
-        with self._log.open("rb") as file:
-            file.seek(since)
-            lines = file.read().decode(errors="replace").splitlines()
-        for line in lines:
-            head, found, tail = line.partition(f" reports update-refused of {TASK} round 0: ")
-            if found:
-                return head.rsplit(" ", 1)[-1], _plain(tail)
+        """The first device that reported a refused update after the event `since`, and its words."""
+        for _, _, kind, _, _, said in self._events(since):
+            if kind == "report" and said["event"] == "update-refused":
+                return said["device"], f"{said['reason']}: {said['detail']}"
         return None
+
+    def _events(self, after: int) -> list[tuple[int, float, str, str, int, dict[str, Any]]]:
+        with status.opened(self.home, settings.load(self.home)) as (store, _):
+            return store.events(after)
 
     # -- waiting and killing
 
@@ -206,12 +202,6 @@ def _run(command: Sequence[str], what: str, environment: dict[str, str] | None =
     if done.returncode:
         raise DemoFailed(f"{what} failed: {done.stderr.strip()[-400:]}")
     return done.stdout
-
-
-def _plain(words: str) -> str:
-    """A logged report without the marks of its logging: the reason, then the device's own words."""
-    reason, _, detail = words.partition(" ")
-    return f"{reason}: {detail.removeprefix('b').strip(QUOTES)}"
 
 
 def stop_orphaned_broker(home: Path) -> None:

@@ -121,7 +121,7 @@ def _devices(axes: Any, outcome: Outcome) -> None:
 
 
 def upload_bytes(outcome: Outcome) -> str:
-    """What one upload weighs beside the same update as plain float32, on a scale of powers of ten."""
+    """What one upload weighs beside the same update as plain float32, everything counted."""
     return _drawn(_upload, outcome, "upload size against float32", height=2.2)
 
 
@@ -136,10 +136,9 @@ def _upload(axes: Any, outcome: Outcome) -> None:
         plain_large * outcome.upload_ratio_100k,
     ]
     axes.barh(names, sizes, 0.6, color=[ALONE, FLEET, ALONE, FLEET])
-    axes.set_xscale("log")
-    axes.set(xlabel="bytes", xlim=(10, max(sizes) * 12))
+    axes.set(xlabel="bytes", xlim=(0, max(sizes) * 1.15))
     for place, size in enumerate(sizes):
-        axes.text(size * 1.15, place, f"{size:,.0f}", va="center", fontsize=9)
+        axes.text(size + max(sizes) * 0.01, place, f"{size:,.0f}", va="center", fontsize=9)
     axes.invert_yaxis()
 
 

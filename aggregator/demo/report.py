@@ -75,9 +75,9 @@ def _upload_words(outcome: Outcome) -> str:
     last = outcome.rounds_shown[-1]
     weights, sent = last["float32_bytes"] // 4, wire_bytes(last["upload_bytes"])
     return (
-        f"This model has {weights} weights, so the {sent:,} bytes that an upload puts on the wire are nearly all fixed "
-        f"cost (a sealed share for each committee member): {outcome.upload_ratio:.0f} times plain float32. The same "
-        f"code on 100,000 weights costs {outcome.upload_ratio_100k:.2f} of plain float32."
+        f"This model has {weights:,} trained weights. An upload puts {sent:,} bytes on the wire, everything counted: "
+        f"masked weights of three bytes each, a sealed share for each committee member, keys, tags and headers: "
+        f"{outcome.upload_ratio:.2f} of plain float32, and {outcome.upload_ratio_100k:.2f} for 100,000 weights."
     )
 
 

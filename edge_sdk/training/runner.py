@@ -25,6 +25,9 @@ OnProgress = Callable[[int, int], None]
 
 _POLL_S: Final = 0.1
 _CANCEL_GRACE_S: Final = 2.0
+# Importing torch takes seconds and cannot be broken off. Killing it there would have a device that is busy every few
+# seconds start for ever and never train.
+_START_GRACE_S: Final = 60.0
 
 
 class _Process:
@@ -38,6 +41,7 @@ class _Process:
         self.stdin, self.stdout = self.child.stdin, self.child.stdout
         os.set_blocking(self.stdin.fileno(), False)
         self.replies: FrameReader[Reply] = FrameReader(self.stdout.fileno(), msgspec.msgpack.Decoder(Reply))
+        self.started = False  # it has answered at least once
 
     def alive(self) -> bool:
         """Whether it still runs."""
@@ -114,6 +118,7 @@ class Trainer:
             self._send(process, encode(job), cancelled, deadline)
             while True:
                 reply = process.replies.poll(_POLL_S)
+                process.started |= reply is not None
                 if isinstance(reply, Done):
                     return _result(reply)
                 if isinstance(reply, Failed):
@@ -163,9 +168,10 @@ class Trainer:
     def _cancel(self, process: _Process) -> None:
         """Ask it to stop between two batches, so that it can be used again; kill it where it does not answer."""
         os.write(process.stdin.fileno(), encode(Cancel()))
-        give_up = self._clock() + _CANCEL_GRACE_S
+        give_up = self._clock() + (_CANCEL_GRACE_S if process.started else _START_GRACE_S)
         while self._clock() < give_up:
             if isinstance(process.replies.poll(_POLL_S), Done | Failed):
+                process.started = True
                 return
         self.close()
 

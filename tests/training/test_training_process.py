@@ -101,6 +101,18 @@ print(resident() - before, child, Path(f"/proc/{pid}").exists(), "torch" in sys.
     assert (exists, torch, opacus) == ("False", "False", "False")
 
 
+@pytest.mark.slow
+def test_a_veto_while_the_process_still_starts_does_not_cost_the_start():
+    with Trainer() as fresh:
+        with pytest.raises(TrainingFailed) as failure:
+            fresh.train(make_job(), ignore, lambda: True)
+        assert failure.value.reason == "cancelled"
+        started = fresh.pid
+        assert started is not None
+        fresh.train(make_job(), ignore, never)
+        assert fresh.pid == started
+
+
 def test_a_job_is_cancelled_between_batches_and_the_process_stays_useful(trainer):
     seen = []
     began = time.monotonic()
