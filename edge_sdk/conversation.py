@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,12 +121,14 @@ class Conversation:
         self._held = HeldOffers(connection)
         self._queue: deque[tuple[str, bytes, int]] = deque()
         self._floor = fact(connection, "time-floor")
+        self._connections, self._reports = fact(connection, "connections"), fact(connection, "reports")
         self._beat_base = self._beats = 0
         self._connected = False
         self._asked: bytes | None = None
         self._ask_at = self._beat_at = self._echo_at = 0.0
         self._beat_nonce = b""
         self._opening: set[tuple[str, int]] = set()
+        self._uncounted: Counter[tuple[str, str]] = Counter()
         self.dropped = 0
 
     # -- time ------------------------------------------------------------------------------------------------------
@@ -138,7 +140,7 @@ class Conversation:
     def _saw_time(self, time: int) -> None:
         # Written when it moves by a minute: a floor that is a minute old still costs nobody anything.
         if time > self._floor + 60:
-            raise_fact(self._db, "time-floor", time)
+            self._remember("time-floor", time)
         self._floor = max(self._floor, time)
 
     # -- the connection --------------------------------------------------------------------------------------------
@@ -149,19 +151,19 @@ class Conversation:
         self.outbox.on_connection(up, tick)
         if not up:
             return
-        self._beat_base = raise_fact(self._db, "connections", fact(self._db, "connections") + 1) << COUNTER_BITS
-        self._beats = 0
+        self._connections += 1
+        self._beat_base, self._beats = self._connections << COUNTER_BITS, 0
         self._echo_at = tick
         self._ask_at = self._beat_at = tick
         self.blobs.reconnected()
-        self._opening.clear()
+        self._remember("connections", self._connections)
 
     def last_words(self) -> tuple[str, bytes]:
         """Topic and payload of the will: what the broker says for this device when its connection dies.
 
         Its counter lies above every heartbeat of the connection and below those of the next.
         """
-        ahead = (fact(self._db, "connections") + 1) << COUNTER_BITS
+        ahead = (self._connections + 1) << COUNTER_BITS
         beat = Heartbeat(self._me.entropy(8), ahead + (1 << COUNTER_BITS) - 1, "gone", {})
         return topics.up(self._me.fleet, self._me.device, "hb"), self._me.encode(beat)
 
@@ -176,16 +178,38 @@ class Conversation:
     # -- what comes in ---------------------------------------------------------------------------------------------
 
     def message(self, topic: str, payload: bytes, tick: float, clock: float) -> None:
-        """Take one message. Nothing it holds can raise out of here."""
+        """Take one message. Nothing it holds can raise out of here, nor can a disk that is full.
+
+        What could not be written down is as if the message had been lost, which harms nothing (SPEC 4.3).
+        """
         try:
             self._dispatch(self._me.decode(topic, payload), payload, tick, clock)
         except RemoteProtocolError as error:
             self.refuse(error.reason, str(error))
+        except (OSError, sqlite3.Error) as error:
+            self.refuse(getattr(error, "reason", "disk"), f"a message on {topic} came to nothing: {error}")
 
     def refuse(self, reason: str, why: str) -> None:
-        """Count and log one refusal."""
-        count(self._db, "refusal", reason)
+        """Count and log one refusal. Never raises."""
+        self._count("refusal", reason)
         log.warning("refused (%s): %s", reason, why)
+
+    def _count(self, kind: str, reason: str) -> None:
+        """Count; what a full disk does not take is added with the next that it takes."""
+        self._uncounted[kind, reason] += 1
+        try:
+            for (name, why), n in list(self._uncounted.items()):
+                count(self._db, name, why, n)
+                del self._uncounted[name, why]
+        except (OSError, sqlite3.Error) as error:
+            log.warning("counters are kept in memory for now: %s", error)
+
+    def _remember(self, name: str, value: int) -> None:
+        """A fact that this process goes on with even where it cannot be written now."""
+        try:
+            raise_fact(self._db, name, value)
+        except (OSError, sqlite3.Error) as error:
+            log.warning("%s is kept in memory for now: %s", name, error)
 
     def _dispatch(self, message: Message, frame: bytes, tick: float, clock: float) -> None:
         match message:
@@ -211,7 +235,7 @@ class Conversation:
 
     def _refused(self, refusal: Refusal, tick: float) -> None:
         log.warning("the aggregator refused our %s (%s): %s", refusal.about, refusal.reason, refusal.remedy)
-        count(self._db, "refused-by-aggregator", refusal.reason)
+        self._count("refused-by-aggregator", refusal.reason)
         if refusal.upload is not None and refusal.about in ("hello", "data", "done"):
             self.outbox.receive(refusal, tick)
 
@@ -265,7 +289,7 @@ class Conversation:
             self.refuse(refusal.reason, f"opening of round {notice.round} of {notice.task}: {refusal}")
             self.report(notice.task, notice.round, "opening-refused", refusal.reason, str(refusal))
             return
-        count(self._db, "opening", "answered")
+        self._count("opening", "answered")
         self.send(share)
 
     # -- what goes out ---------------------------------------------------------------------------------------------
@@ -279,8 +303,9 @@ class Conversation:
 
     def report(self, task: str, round_number: int, event: str, reason: str, detail: str) -> None:
         """Tell the aggregator what was done or refused."""
-        number = raise_fact(self._db, "reports", fact(self._db, "reports") + 1)
-        self.send(Report(number, task, round_number, event, reason, detail[:300]))
+        self._reports += 1
+        self._remember("reports", self._reports)
+        self.send(Report(self._reports, task, round_number, event, reason, detail[:300]))
 
     def turn(self, tick: float, clock: float) -> None:
         """Timers, then everything that may be sent now."""

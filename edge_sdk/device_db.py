@@ -7,6 +7,7 @@ that a charge to the privacy ledger and the release of an upload commit together
 from __future__ import annotations
 
 import contextlib
+import errno
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,15 @@ MIGRATIONS: Final = (
 
 class DeviceDbError(Exception):
     """The file cannot be used; the message names the remedy."""
+
+
+class DiskFull(OSError):
+    """Nothing was written and nothing is lost; works again when space is freed."""
+
+    reason: Final = "disk-full"
+
+    def __init__(self) -> None:
+        super().__init__(errno.ENOSPC, "the disk is full, device.db was not changed: free space, it is tried again")
 
 
 def open_device_db(path: Path) -> sqlite3.Connection:
@@ -66,15 +76,27 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 
 @contextlib.contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Commit on success, roll back on any exception."""
-    connection.execute("BEGIN IMMEDIATE")
+def _full_disk_named() -> Iterator[None]:
     try:
         yield
-    except BaseException:
-        connection.execute("ROLLBACK")
+    except sqlite3.OperationalError as error:
+        if "full" in str(error):
+            raise DiskFull from error
         raise
-    connection.execute("COMMIT")
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit on success, roll back on any exception. Raises DiskFull where SQLite found no space."""
+    with _full_disk_named():
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            connection.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.OperationalError):  # a full disk has undone the transaction already
+                connection.execute("ROLLBACK")
+            raise
 
 
 def fact(connection: sqlite3.Connection, name: str) -> int:
@@ -84,20 +106,22 @@ def fact(connection: sqlite3.Connection, name: str) -> int:
 
 
 def raise_fact(connection: sqlite3.Connection, name: str, value: int) -> int:
-    """Remember the larger of `value` and what was known; returns it. Time floors and epochs only grow."""
-    connection.execute(
-        "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = MAX(value, excluded.value)",
-        (name, value),
-    )
+    """Remember the larger of `value` and what was known; returns it. Times and epochs only grow. Raises DiskFull."""
+    with _full_disk_named():
+        connection.execute(
+            "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = MAX(value, excluded.value)",
+            (name, value),
+        )
     return fact(connection, name)
 
 
 def count(connection: sqlite3.Connection, kind: str, reason: str, n: int = 1) -> None:
-    """Add to a counter that survives restarts."""
-    connection.execute(
-        "INSERT INTO counters VALUES (?, ?, ?) ON CONFLICT (kind, reason) DO UPDATE SET n = n + excluded.n",
-        (kind, reason, n),
-    )
+    """Add to a counter that survives restarts. Raises DiskFull."""
+    with _full_disk_named():
+        connection.execute(
+            "INSERT INTO counters VALUES (?, ?, ?) ON CONFLICT (kind, reason) DO UPDATE SET n = n + excluded.n",
+            (kind, reason, n),
+        )
 
 
 def counters(connection: sqlite3.Connection, kind: str) -> dict[str, int]:

@@ -241,15 +241,18 @@ class Outbox:
             entry.outstanding.add(index)
 
     def _finish(self, entry: _Entry, event: UploadEvent, reason: str) -> None:
-        entry.state = step(entry.state, event)
-        if entry.state in OPEN_STATES:
+        following = step(entry.state, event)
+        if following not in OPEN_STATES:
+            # Before the state moves: where the disk is full the upload stays open, and its answer comes again.
+            with transaction(self._db):
+                self._db.execute(
+                    "UPDATE outbox SET state = ?, reason = ? WHERE upload = ?",
+                    (following.value, reason, entry.hello.upload),
+                )
+                count(self._db, "upload", following.value)
+        entry.state = following
+        if following in OPEN_STATES:
             return
-        with transaction(self._db):
-            self._db.execute(
-                "UPDATE outbox SET state = ?, reason = ? WHERE upload = ?",
-                (entry.state.value, reason, entry.hello.upload),
-            )
-            count(self._db, "upload", entry.state.value)
         # The row stays: it is how this device knows that the round is spent. The sealed bytes are of no more use.
         self._path(entry).unlink(missing_ok=True)
         log.info("upload for round %d of %s: %s %s", entry.hello.round, entry.hello.task, entry.state.value, reason)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 from collections.abc import Callable
 
 import pytest
-from fleet_of_eight import FLEET, NOW, FleetOfEight
+from fleet_of_eight import FLEET, NOW, TASK, FleetOfEight
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +27,7 @@ from edge_sdk.protocol.messages import (
     Message,
     Offer,
     Receipt,
+    Refusal,
     Share,
     State,
 )
@@ -170,6 +173,26 @@ def test_the_last_words_count_above_this_connection_and_below_the_next(desk):
         words = codec.unpack(will[68:], Heartbeat)
         assert words.phase == "gone"
         assert beat.counter < words.counter < beat.counter + (1 << 16)
+
+
+def test_with_a_full_disk_messages_still_do_no_harm_and_are_counted_when_there_is_room(desk):
+    desk.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    desk.db.execute(f"PRAGMA max_page_count = {desk.db.execute('PRAGMA page_count').fetchone()[0]}")
+    for number in range(10_000):
+        with contextlib.suppress(sqlite3.OperationalError):
+            desk.db.execute("INSERT INTO counters VALUES ('fill', ?, 1)", (f"{number}",))
+    for _ in range(30):
+        desk.say(Receipt(bytes(16), True, ""))
+    desk.say(Refusal("get", "x" * 64, "", None))
+    assert desk.refusals() == {}, "nothing more fits"
+    desk.talk.connection(True, 1.0)
+    desk.talk.report(TASK, 1, "e", "r", "d")
+    desk.talk.turn(2.0, NOW)
+    assert desk.last(Heartbeat).counter > 2 << 16
+    desk.db.execute("PRAGMA max_page_count = 100000")
+    desk.say(Echo(bytes(8), NOW))
+    assert desk.refusals() == {"unknown-upload": 30, "nonce": 1}
+    assert counters(desk.db, "refused-by-aggregator") == {"x" * 64: 1}
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import sqlite3
 from pathlib import Path
 
 import msgspec
@@ -16,7 +18,7 @@ from edge_sdk.artifact.graph_lock import graph_digest
 from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.blobs import BlobAbsent
 from edge_sdk.config import Config
-from edge_sdk.device_db import open_device_db
+from edge_sdk.device_db import DiskFull, open_device_db
 from edge_sdk.device_round import OwnKeys
 from edge_sdk.examples_store import ExamplesStore
 from edge_sdk.outbox import Outbox
@@ -235,3 +237,28 @@ def test_a_full_disk_charges_nothing_and_the_round_can_be_tried_again(bench):
     assert bench.trace() == (0, 0, 0)
     assert bench.take_part(bench.fleet.offer()) > 0
     assert Outbox(bench.db, bench.home / "outbox", lambda message: b"", 5.0).pending() == 1
+
+
+def fill(db: sqlite3.Connection) -> None:
+    """From now on SQLite finds no page more."""
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0]}")
+
+
+@pytest.mark.parametrize("when", ["judging", "releasing"])
+def test_a_database_without_room_is_told_as_a_full_disk_and_the_round_can_be_tried_again(bench, when):
+    offer = bench.fleet.offer()
+    if when == "judging":
+        fill(bench.db)
+    else:
+        train = bench.work._train
+        bench.work._train = lambda given, cancelled: (fill(bench.db), train(given, cancelled))[1]
+    with pytest.raises(DiskFull, match="free space") as refused:
+        bench.take_part(offer)
+    assert (refused.value.errno, refused.value.reason) == (errno.ENOSPC, "disk-full")
+    assert bench.trace() == (0, 0, 0)
+    assert not bench.db.in_transaction
+    bench.work._train = bench.train
+    bench.db.execute("PRAGMA max_page_count = 100000")
+    assert bench.take_part(offer) > 0
+    assert bench.trace() == (1, 1, 1)
