@@ -7,7 +7,7 @@ exact size, sealed for this round and signed. A refused message changes nothing;
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from aggregator.home import Home
 from aggregator.round_terms import RoundTerms
@@ -41,6 +41,13 @@ class _Arriving:
     unacknowledged: int = 0
 
 
+class Verified(NamedTuple):
+    """`shares`: signature and sealed shares, for the committee; `residues`: what the sum takes (SPEC 6.1.1)."""
+
+    shares: bytes
+    residues: bytes | bytearray | memoryview
+
+
 @dataclass(slots=True)
 class _Open:
     terms: RoundTerms
@@ -63,7 +70,7 @@ class Ingest:
         opened = _Open(terms, DurableSum(self._store, self._home, terms))
         self._rounds[terms.name] = opened
         for row in self._store.uploads(*terms.name, "accepted"):
-            opened.total.add(SpoolFile(self._home.spool, row.id, row.size), now)
+            opened.total.take_up(SpoolFile(self._home.spool, row.id, row.size), now)
         for row in self._store.uploads(*terms.name, "receiving"):
             self._take_up(row, terms)
 
@@ -143,8 +150,7 @@ class Ingest:
             raise WrongSeal("the content key has the wrong length", reason="round-seal")
         empty = Bitmap(chunk_count(hello.size)).encode()
         row = UploadRow(hello.upload, *terms.name, device, hello.size, "receiving", key, empty, None, now)
-        file = SpoolFile(self._home.spool, hello.upload, hello.size)  # a full disk is met here
-        file.close()
+        SpoolFile(self._home.spool, hello.upload, hello.size)  # a full disk is met here
         for old in [u for u in self._arriving.values() if u.row.device == device and u.terms is terms]:
             self._drop(old)
         self._store.put_upload(row)
@@ -224,10 +230,10 @@ class Ingest:
         """(task, round) of an arriving upload."""
         return self._arriving[upload].terms.name
 
-    def verify(self, upload: bytes) -> bytes:
-        """Check a complete upload's form and signature; gives what the committee will need: signature, sealed shares.
+    def verify(self, upload: bytes) -> Verified:
+        """Check a complete upload's form and signature.
 
-        Raises RemoteProtocolError after dropping the upload: no later chunk could mend it.
+        Raises RemoteProtocolError after dropping the upload: no later chunk could mend it; DiskFull: nothing is lost.
         """
         arriving = self._arriving[upload]
         terms, device = arriving.terms, arriving.row.device
@@ -240,13 +246,13 @@ class Ingest:
         except RemoteProtocolError:
             self._drop(arriving)
             raise
-        return b"".join([decoded.signature, *decoded.sealed_shares])
+        return Verified(b"".join([decoded.signature, *decoded.sealed_shares]), decoded.residues)
 
     def accept(self, upload: bytes, shares: bytes) -> None:
         """Mark a verified upload accepted; in the caller's transaction, with the round's own change."""
         self._store.set_upload(upload, state="accepted", shares=shares, content_key=None)
 
-    def add(self, upload: bytes, now: float) -> None:
-        """Add an accepted upload to its round's sum, once its acceptance is durable."""
+    def add(self, upload: bytes, residues: bytes | bytearray | memoryview, now: float) -> None:
+        """Add an accepted upload to its round's sum, once its acceptance is durable: opens no file, so cannot fail."""
         arriving = self._arriving.pop(upload)
-        self._rounds[arriving.terms.name].total.add(arriving.file, now)
+        self._rounds[arriving.terms.name].total.add(arriving.file, residues, now)

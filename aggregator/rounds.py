@@ -404,13 +404,13 @@ class Rounds:
             return missing
         live = self._live(*self._ingest.round_of(done.upload), "closed")
         try:
-            shares = self._ingest.verify(done.upload)
+            verified = self._ingest.verify(done.upload)
         except RemoteProtocolError as error:
             self._store.count_refusals({("upload", error.reason): 1})
             self._step(live, Declined(device))  # the receipt is final: nobody waits for this device
             return Receipt(done.upload, False, error.reason)
-        self._step(live, Accepted(device), lambda: self._ingest.accept(done.upload, shares))
-        self._ingest.add(done.upload, now)
+        self._step(live, Accepted(device), lambda: self._ingest.accept(done.upload, verified.shares))
+        self._ingest.add(done.upload, verified.residues, now)
         self._store.log(now, "upload", *live.terms.name, device=device, devices=len(live.state.accepted))
         live.retry_at = now  # a round that is full closes at the next tick, after this receipt
         return Receipt(done.upload, True, "")

@@ -41,14 +41,17 @@ class DurableSum:
         """Uploads added and not yet in a snapshot."""
         return len(self._pending)
 
-    def add(self, upload: SpoolFile, now: float) -> None:
-        """Add an upload that is accepted in the tables."""
+    def take_up(self, upload: SpoolFile, now: float) -> None:
+        """Add an upload that an earlier run accepted, from its file. Raises DiskFull."""
         data = upload.read()
         decoded = MaskedUpload.decode(
             data, profile=self._terms.profile, plan=self._terms.plan, length=self._terms.length
         )
-        self.total.add(decoded.residues)
-        upload.close()
+        self.add(upload, decoded.residues, now)
+
+    def add(self, upload: SpoolFile, residues: bytes | bytearray | memoryview, now: float) -> None:
+        """Add an upload that is accepted in the tables; residues: SPEC 6.1.1. Its file goes with the next snapshot."""
+        self.total.add(residues)
         self._since = self._since if self._pending else now
         self._pending.append(upload)
 
