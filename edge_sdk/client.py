@@ -79,7 +79,9 @@ class System:
 
         return load_identity(self._home / IDENTITY)
 
-    def connect(self, identity: Identity, last_words: Callable[[], tuple[str, bytes]]) -> Transport:
+    def connect(
+        self, identity: Identity, last_words: Callable[[], tuple[str, bytes]], now: Callable[[], float]
+    ) -> Transport:
         import random
 
         from edge_sdk.protocol.topics import device_filters
@@ -94,7 +96,7 @@ class System:
             key_file=identity.key_file,
             subscriptions=device_filters(identity.bundle.fleet, identity.device),
         )
-        return MqttTransport(settings, rng=random.SystemRandom(), will=last_words)
+        return MqttTransport(settings, rng=random.SystemRandom(), now=now, will=last_words)
 
 
 class EdgeClient:

@@ -112,15 +112,16 @@ class Conversation:
 
     def __init__(
         self, speaker: Speaker, connection: sqlite3.Connection, outbox_folder: Path, host: Host,
-        *, heartbeat_s: float, silence_s: float,
+        *, heartbeat_s: float, silence_s: float, not_before: int = 0,
     ) -> None:  # fmt: skip
+        """`not_before`: a time that is surely past; the floor of a device that has heard nothing yet."""
         self._me, self._db, self._host = speaker, connection, host
         self._heartbeat_s = heartbeat_s
         self.outbox = Outbox(connection, outbox_folder, speaker.encode, silence_s)
         self.blobs = BlobReader(speaker.entropy)
         self._held = HeldOffers(connection)
         self._queue: deque[tuple[str, bytes, int]] = deque()
-        self._floor = fact(connection, "time-floor")
+        self._floor = max(fact(connection, "time-floor"), not_before)
         self._connections, self._reports = fact(connection, "connections"), fact(connection, "reports")
         self._beat_base = self._beats = 0
         self._connected = False

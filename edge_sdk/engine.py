@@ -152,7 +152,7 @@ class Engine:
         )
         self._conversation = Conversation(
             speaker, self._db, self.config.home / "outbox", self,
-            heartbeat_s=self.config.heartbeat_s, silence_s=self.config.silence_s,
+            heartbeat_s=self.config.heartbeat_s, silence_s=self.config.silence_s, not_before=who.not_before,
         )  # fmt: skip
 
     def _serve_offline(self) -> None:
@@ -170,7 +170,7 @@ class Engine:
             self.live.rebuilt += 1
         assert self._identity is not None
         assert self._conversation is not None
-        self._transport = self.around.connect(self._identity, self._conversation.last_words)
+        self._transport = self.around.connect(self._identity, self._conversation.last_words, self.now)
         self._transport.start(Callbacks(self._arrived, self._connection, self._wake.set, self._publish_refused))
 
     def _turn(self) -> None:

@@ -32,8 +32,13 @@ class Surroundings(Protocol):
     def identity(self) -> Identity:
         """This device's identity. Raises IdentityError."""
 
-    def connect(self, identity: Identity, last_words: Callable[[], tuple[str, bytes]]) -> Transport:
-        """A transport that is not started yet. `last_words()` gives topic and payload of its will."""
+    def connect(
+        self, identity: Identity, last_words: Callable[[], tuple[str, bytes]], now: Callable[[], float]
+    ) -> Transport:
+        """A transport that is not started yet. `last_words()` gives topic and payload of its will.
+
+        `now()` is the verified time, never behind what the fleet signed: certificates are judged by it.
+        """
 
 
 @dataclass(slots=True)

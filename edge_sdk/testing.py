@@ -122,7 +122,9 @@ class _Surroundings:
     def identity(self) -> Identity:
         return self._fake.identity()
 
-    def connect(self, _identity: Identity, last_words: Callable[[], tuple[str, bytes]]) -> Transport:
+    def connect(
+        self, _identity: Identity, last_words: Callable[[], tuple[str, bytes]], _now: Callable[[], float]
+    ) -> Transport:
         last_words()  # a real transport asks for it at this point
         return self._fake.device_transport()
 

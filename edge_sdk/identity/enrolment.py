@@ -38,7 +38,10 @@ Post = Callable[[Token, bytes], bytes]
 
 
 class Identity(NamedTuple):
-    """An enrolled device. Paths are what a TLS context wants."""
+    """An enrolled device. Paths are what a TLS context wants.
+
+    `not_before`: when the certificate's life began, seconds since 1970; it is later than that, whatever the clock says.
+    """
 
     device: str
     keys: DeviceKeys
@@ -46,6 +49,7 @@ class Identity(NamedTuple):
     certificate_file: Path
     key_file: Path
     ca_file: Path
+    not_before: int = 0
 
 
 def post(token: Token, body: bytes) -> bytes:
@@ -158,7 +162,9 @@ def load_identity(directory: Path) -> Identity:
     except ValueError as error:
         raise IdentityError(f"{certificate} is damaged ({error}): restore it from a copy or enrol again") from error
     bundle, keys = load_bundle(directory), DeviceKeys.load(directory)
-    return Identity(_common_name(leaf.subject), keys, bundle, certificate, directory / TLS_KEY, directory / CA_FILE)
+    begin = int(leaf.not_valid_before_utc.timestamp())
+    name, key_file, ca_file = _common_name(leaf.subject), directory / TLS_KEY, directory / CA_FILE
+    return Identity(name, keys, bundle, certificate, key_file, ca_file, begin)
 
 
 def needs_renewal(certificate_pem: bytes, now: float) -> bool:

@@ -5,6 +5,9 @@ paho sends everything it still holds at once, whatever its limits say (paho.mqtt
 its way when a connection died is dropped and told; the layer above keeps its own copy and sends what is missing.
 
 MQTT 5 is tried first, 3.1.1 when the broker does not answer it. Nothing of ours depends on the version.
+
+Whether the broker's certificates are in date is judged here, by the verified time that the caller passes in, not by
+TLS: a device whose clock stands in 1970 must still connect (SPEC 4.5). Host name, chain and fleet stay TLS's business.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import paho.mqtt.client as paho
@@ -38,6 +41,7 @@ STOP_S: Final = 12.0
 STEADY_S: Final = 10.0
 GIVE_UP_VERSION: Final = 3  # failures after which the broker may have been replaced by one of the other version
 HEARTBEATS_MAX: Final = 16
+NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which the ssl module does not name
 NOT_GREETED: Final = " before any answer: is the certificate expired, revoked or of another fleet?"
 NAMES: Final = {MQTTProtocolVersion.MQTTv5: "mqtt 5", MQTTProtocolVersion.MQTTv311: "mqtt 3.1.1"}
 
@@ -80,12 +84,44 @@ class _OtherVersion(_Lost):
     """The broker speaks, but not this version of MQTT: try the other at once."""
 
 
-def tls_context(settings: MqttSettings) -> ssl.SSLContext:
-    """Mutual TLS, at least 1.2, host name checked. Raises OSError where a file does not load."""
+def tls_context(settings: MqttSettings, now: Callable[[], float] = time.time) -> ssl.SSLContext:
+    """Mutual TLS, at least 1.2, host name checked, in date by `now()`. Raises OSError where a file does not load."""
     context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(settings.ca_file))
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(settings.certificate_file, settings.key_file)
+    context.verify_flags |= ssl.VerifyFlags(NO_CHECK_TIME)
+    context.sslsocket_class = _in_date(now)
     return context
+
+
+def _in_date(now: Callable[[], float]) -> type[ssl.SSLSocket]:
+    """A socket whose handshake fails where a certificate of the verified chain has expired."""
+
+    class InDate(ssl.SSLSocket):
+        def do_handshake(self, block: bool = False) -> None:
+            super().do_handshake(block)
+            # Public from Python 3.13 on, as bytes to parse; here since 3.10, parsed.
+            chain: Any = self._sslobj.get_verified_chain()  # type: ignore[attr-defined]
+            check_dates([certificate.get_info() for certificate in chain], now())
+
+    return InDate
+
+
+def check_dates(chain: list[dict[str, Any]], now: float) -> None:
+    """Refuse a chain (`SSLSocket.getpeercert` form, leaf first) that has expired. Raises ssl.SSLCertVerificationError.
+
+    Nobody's CA signs for the future, so a verified certificate that is not valid yet says that the clock is behind:
+    it is at least as late as that certificate.
+    """
+    now = max(now, *(ssl.cert_time_to_seconds(certificate["notBefore"]) for certificate in chain))
+    for certificate in chain:
+        if now >= ssl.cert_time_to_seconds(certificate["notAfter"]):
+            name = ", ".join(value for part in certificate["subject"] for _, value in part)
+            today = time.strftime("%b %d %H:%M:%S %Y GMT", time.gmtime(now))
+            raise ssl.SSLCertVerificationError(
+                f"the certificate of {name} expired on {certificate['notAfter']} and it is {today} here: "
+                "renew it, or set this machine's clock right"
+            )
 
 
 def _tune(_client: paho.Client, _userdata: object, sock: object) -> None:
@@ -106,15 +142,19 @@ class MqttTransport:
         *,
         rng: random.Random,
         monotonic: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
         will: Callable[[], tuple[str, bytes]] | None = None,
     ) -> None:
         """`rng` draws the waits and the client id: a SystemRandom, except in tests.
+
+        `now()` is the time, seconds since 1970, by which the broker's certificates must be in date.
 
         `will()` gives topic and payload that the broker publishes when this connection dies; asked at each connect.
         """
         self._settings = settings
         self._rng = rng
         self._monotonic = monotonic
+        self._now = now
         self._will = will
         self._callbacks = Callbacks()
         self._lock = threading.Lock()
@@ -274,7 +314,7 @@ class _Connection:
             protocol=owner._version,
             reconnect_on_failure=False,  # else paho answers a refused 3.1.1 by a silent 3.1
         )
-        client.tls_set_context(tls_context(settings))
+        client.tls_set_context(tls_context(settings, owner._now))
         if owner._will is not None:
             client.will_set(*owner._will(), qos=1)
         client.connect_timeout = settings.connect_timeout_s

@@ -101,13 +101,15 @@ class SlowSystem(System):
 
     link: SlowLink | None = None
 
-    def connect(self, identity: Identity, last_words: Callable[[], tuple[str, bytes]]) -> SlowLink:
+    def connect(
+        self, identity: Identity, last_words: Callable[[], tuple[str, bytes]], now: Callable[[], float]
+    ) -> SlowLink:
         settings = MqttSettings(
             host=identity.bundle.broker_host, port=identity.bundle.broker_port, name=identity.device,
             ca_file=identity.ca_file, certificate_file=identity.certificate_file, key_file=identity.key_file,
             subscriptions=topics.device_filters(FLEET, NAME), backoff_first_s=0.1, backoff_last_s=0.5,
         )  # fmt: skip
-        transport = MqttTransport(settings, rng=random.Random(11), will=last_words)
+        transport = MqttTransport(settings, rng=random.Random(11), now=now, will=last_words)
         self.link = self.link or SlowLink(transport, identity.bundle.aggregator_key)
         self.link.inner = transport
         return self.link

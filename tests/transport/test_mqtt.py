@@ -15,7 +15,7 @@ import pytest
 
 from aggregator.fleet.authority import Authority, create_authority
 from edge_sdk.transport.interface import Callbacks
-from edge_sdk.transport.mqtt import MqttSettings, MqttTransport
+from edge_sdk.transport.mqtt import MqttSettings, MqttTransport, check_dates
 
 CONNACK_V5 = bytes([0x20, 3, 0, 0, 0])
 CONNACK_V311 = bytes([0x20, 2, 0, 0])
@@ -32,6 +32,15 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     return create_authority(tmp_path / "ca", b"correct horse", fleet="f0", now=time.time())
+
+
+FAR = 20 * 365 * 86_400
+
+
+@pytest.fixture
+def far_authority(tmp_path: Path) -> Authority:
+    """A fleet that lives twenty years after this machine's clock."""
+    return create_authority(tmp_path / "far", b"correct horse", fleet="f0", now=time.time() + FAR)
 
 
 class Odd:
@@ -54,7 +63,10 @@ class Odd:
 
     def _one(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError), self._context.wrap_socket(connection, server_side=True) as secured:
-            version = secured.recv(1024)[8]
+            said = secured.recv(1024)
+            if not said:
+                return
+            version = said[8]
             self.versions.append(version)
             self._talk(secured, version)
 
@@ -65,7 +77,7 @@ class Odd:
 @contextlib.contextmanager
 def running(authority: Authority, talk: Talk, **changes: object) -> Iterator[tuple[Odd, MqttTransport, list[str]]]:
     odd, told = Odd(authority, talk), []
-    home = authority.directory
+    home, now = authority.directory, changes.pop("now", time.time)
     values = {
         "host": "localhost",
         "port": odd.port,
@@ -79,7 +91,7 @@ def running(authority: Authority, talk: Talk, **changes: object) -> Iterator[tup
         "ack_timeout_s": 0.3,
         **changes,
     }
-    transport = MqttTransport(MqttSettings(**values), rng=random.Random(3))  # type: ignore[arg-type]
+    transport = MqttTransport(MqttSettings(**values), rng=random.Random(3), now=now)  # type: ignore[arg-type]
     transport.start(
         Callbacks(
             on_connection=lambda up, reason: told.append(f"{up} {reason}"),
@@ -256,3 +268,44 @@ def test_settings_name_no_secret() -> None:
     )
     assert "PRIVATE" not in repr(settings)
     assert settings.window == 8
+
+
+@pytest.mark.parametrize("clock", [0.0, time.time()])
+def test_a_clock_behind_the_certificates_does_not_keep_a_device_away(far_authority: Authority, clock: float) -> None:
+    with running(far_authority, friendly, now=lambda: clock) as (_odd, transport, told):
+        wait_for(lambda: bool(told))
+        assert transport.connected, told
+
+
+@pytest.mark.parametrize("late_s", [91 * 86_400, 731 * 86_400])
+def test_an_expired_certificate_is_refused_by_name_and_nothing_is_said_to_its_holder(
+    authority: Authority, late_s: float
+) -> None:
+    with running(authority, friendly, now=lambda: time.time() + late_s) as (odd, transport, told):
+        wait_for(lambda: len(told) >= 2)
+        assert "expired on" in told[0]
+        assert "set this machine's clock right" in told[0]
+        assert odd.versions == []
+        assert not transport.counters.get("connections")
+
+
+def test_a_foreign_authority_or_another_host_name_is_refused_whatever_the_time(
+    authority: Authority, far_authority: Authority
+) -> None:
+    for change in ({"ca_file": far_authority.directory / "ca.pem"}, {"host": "127.0.0.2"}):
+        with running(authority, friendly, now=lambda: 0.0, **change) as (odd, _transport, told):
+            wait_for(lambda: len(told) >= 2)
+            assert "cannot connect" in told[0]
+            assert odd.versions == []
+
+
+def test_every_certificate_of_the_chain_is_judged_and_the_youngest_tells_the_time() -> None:
+    def made(name: str, begin: str, end: str) -> dict[str, object]:
+        return {"subject": ((("commonName", name),),), "notBefore": begin, "notAfter": end}
+
+    leaf = made("broker", "Jan  1 00:00:00 2040 GMT", "Apr  1 00:00:00 2040 GMT")
+    issuer = made("issuing", "Jan  1 00:00:00 2038 GMT", "Jan  1 00:00:00 2041 GMT")
+    check_dates([leaf, issuer], 0.0)
+    old = made("issuing", "Jan  1 00:00:00 2037 GMT", "Jan  1 00:00:00 2039 GMT")
+    with pytest.raises(ssl.SSLCertVerificationError, match="issuing expired"):
+        check_dates([leaf, old], 0.0)
