@@ -50,6 +50,7 @@ REMEDIES: Final = {
     "roster": "wait for a round whose roster names this device",
     "already-in": "nothing to do: this round holds an upload of this device",
     "disk-full": "keep the upload and send again later",
+    "key": "make another epoch key",
     "size": "make the upload anew from the offer",
 }
 

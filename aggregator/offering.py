@@ -1,7 +1,9 @@
 """What goes into a round's offer: the roster in force, the committee that follows from it, the task's terms.
 
 Issues a new roster only while no round is taking uploads: devices refuse an epoch below the highest they have seen.
-Refuses, with TaskRefused, a round for which the fleet is too small or not enough devices are live.
+Changed epoch keys alone bring a new roster at most once an hour: every roster draws the committee anew, and no device
+may ask for draws until it likes one. Refuses, with TaskRefused, a round for which the fleet is too small or not enough
+devices are live.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from edge_sdk.protocol.roster import RosterEntry, SignedRoster, Statement
 from edge_sdk.protocol.sealing import ROUND_SECRET_BYTES, RoundKey
 
 BEACON_BYTES: Final = 32
+REKEY_S: Final = 3600  # changed keys wait this long after the last roster; a device that comes or goes does not
 
 
 class Offering:
@@ -42,10 +45,10 @@ class Offering:
     def roster(self, now: float, until: float, *, may_issue: bool) -> SignedRoster:
         """The roster in force until then, signed anew where the fleet changed or it nears its end."""
         current = self._registry.signed_roster()
-        wanted = tuple(RosterEntry(d.device, d.sign_key, d.epoch_key, d.steward) for d in self._registry.active())
+        wanted = self._registry.entries()
         if not wanted:
             raise TaskRefused("no device is enrolled", "enrol devices: `aggregator enroll-token`", reason="no-devices")
-        if current is not None and (not may_issue or _good(current, wanted, until)):
+        if current is not None and (not may_issue or _good(current, wanted, now, until)):
             return current
         return self._registry.issue_roster(self._roster_key, now=now, beacon=lambda: self._entropy(BEACON_BYTES))
 
@@ -100,7 +103,13 @@ def epoch_of(roster: SignedRoster) -> int:
     return unpack(roster.statement, Statement).epoch
 
 
-def _good(current: SignedRoster, wanted: tuple[RosterEntry, ...], until: float) -> bool:
-    """The roster names exactly these devices and keys, and two thirds of its life are not over."""
+def _good(current: SignedRoster, wanted: tuple[RosterEntry, ...], now: float, until: float) -> bool:
+    """The roster names exactly these devices, their keys or recent ones, and two thirds of its life are not over."""
     stated = unpack(current.statement, Statement)
-    return current.entries == wanted and max(until, stated.expires_at - ROSTER_TTL_S / 3) <= stated.expires_at
+    if max(until, now + ROSTER_TTL_S / 3) > stated.expires_at or _members(current.entries) != _members(wanted):
+        return False
+    return current.entries == wanted or 0 <= now - stated.issued_at < REKEY_S
+
+
+def _members(entries: tuple[RosterEntry, ...]) -> list[tuple[str, bytes, bool]]:
+    return [(entry.device, entry.sign_key, entry.steward) for entry in entries]

@@ -1,12 +1,15 @@
 """Who is in the fleet. The registry, not the broker, is the authority: a revoked device is out at its next message.
 
 Works on the connection it is given and joins a transaction that is open on it. Refuses a token that is unknown, used
-up, expired or not proved, and a name that an active device already has.
+up, expired or not proved, a name that an active device already has, an epoch key to which nothing can be sealed, and a
+second change of a device's key within one epoch of the roster.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Final, Literal, NamedTuple
@@ -17,8 +20,10 @@ from aggregator.errors import AggregatorError
 from aggregator.fleet.authority import AuthorityRefused, Issued
 from edge_sdk.protocol import codec, enrolment, roster
 from edge_sdk.protocol.enrolment import EnrolmentAnswer, EnrolmentRefused, EnrolmentRequest, Token, TrustBundle
+from edge_sdk.protocol.errors import MalformedMessage
 from edge_sdk.protocol.roster import RosterEntry, SignedRoster
 
+log = logging.getLogger(__name__)
 TOKEN_TTL_S: Final = 86_400
 ROSTER_TTL_S: Final = 7 * 86_400
 
@@ -35,6 +40,7 @@ SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS redemptions (
         request BLOB PRIMARY KEY, token_id TEXT NOT NULL, device TEXT NOT NULL, answer BLOB NOT NULL)""",
     "CREATE TABLE IF NOT EXISTS signed_rosters (epoch INTEGER PRIMARY KEY, blob BLOB NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS key_changes (device TEXT PRIMARY KEY, epoch INTEGER NOT NULL)",
 )
 
 
@@ -55,6 +61,16 @@ class Device(NamedTuple):
     steward: bool
     enrolled_at: int
     last_seen: int | None
+
+
+@functools.lru_cache(maxsize=1 << 16)  # an exchange takes tens of microseconds, and a waiting task asks at every tick
+def _usable(epoch_key: bytes) -> bool:
+    try:
+        roster.check_epoch_key(epoch_key)
+    except MalformedMessage:
+        log.warning("a device is left out of the roster for its epoch key %s: enrol it again", epoch_key.hex())
+        return False
+    return True
 
 
 _COLUMNS: Final = ", ".join(Device._fields)
@@ -139,6 +155,10 @@ class Registry:
         self, request: EnrolmentRequest, issue: Callable[[bytes], Issued], kind: str, steward: bool, now: float
     ) -> Issued:
         try:
+            roster.check_epoch_key(request.epoch_key)
+        except MalformedMessage as error:
+            raise EnrolmentRefused(str(error), reason=error.reason) from error
+        try:
             issued = issue(request.csr)
         except AuthorityRefused as error:
             reason = "name" if error.reason in ("name", "reserved-name") else "malformed"
@@ -159,6 +179,7 @@ class Registry:
             None,
         )
         self._db.execute(f"INSERT OR REPLACE INTO devices ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)", device)
+        self._db.execute("DELETE FROM key_changes WHERE device = ?", (device.device,))
         self._record_certificate(issued)
         return issued
 
@@ -229,14 +250,33 @@ class Registry:
         self._db.execute("UPDATE devices SET last_seen = ? WHERE device = ?", (int(now), device))
 
     def set_epoch_key(self, device: str, epoch_key: bytes) -> None:
-        """The device's next epoch key, for the next roster. Raises RegistryRefused."""
-        self.require_active(device)
-        self._db.execute("UPDATE devices SET epoch_key = ? WHERE device = ?", (epoch_key, device))
+        """The device's next epoch key, for the next roster: one change for each roster that was signed.
+
+        Raises MalformedMessage "key"; RegistryRefused: "repeat" for a further change, or as `require_active`.
+        """
+        with self._transaction():
+            self.require_active(device)
+            roster.check_epoch_key(epoch_key)
+            newest = self._newest_epoch()
+            row = self._db.execute("SELECT epoch FROM key_changes WHERE device = ?", (device,)).fetchone()
+            if row is not None and row[0] >= newest:
+                raise RegistryRefused(f"{device} changed its key already", "wait for the next roster", reason="repeat")
+            self._db.execute("INSERT OR REPLACE INTO key_changes VALUES (?, ?)", (device, newest))
+            self._db.execute("UPDATE devices SET epoch_key = ? WHERE device = ?", (epoch_key, device))
+
+    def _newest_epoch(self) -> int:
+        (epoch,) = self._db.execute("SELECT coalesce(max(epoch), 0) FROM signed_rosters").fetchone()
+        return int(epoch)
 
     def set_steward(self, device: str, steward: bool) -> None:
         """Nominate, or no longer. Counts from the next roster on. Raises RegistryRefused."""
         self.require_active(device)
         self._db.execute("UPDATE devices SET steward = ? WHERE device = ?", (steward, device))
+
+    def entries(self) -> tuple[RosterEntry, ...]:
+        """What the next roster states: the active devices, without any whose stored epoch key is unusable."""
+        active = [device for device in self.active() if _usable(device.epoch_key)]
+        return tuple(RosterEntry(d.device, d.sign_key, d.epoch_key, d.steward) for d in active)
 
     def issue_roster(
         self, key: Ed25519PrivateKey, *, now: float, beacon: Callable[[], bytes], ttl_s: float = ROSTER_TTL_S
@@ -246,8 +286,8 @@ class Registry:
         `beacon` gives 32 fresh random bytes and is called after the freeze. Raises LocalProtocolError when empty.
         """
         with self._transaction():
-            frozen = roster.freeze(RosterEntry(d.device, d.sign_key, d.epoch_key, d.steward) for d in self.active())
-            (epoch,) = self._db.execute("SELECT coalesce(max(epoch), 0) + 1 FROM signed_rosters").fetchone()
+            frozen = roster.freeze(self.entries())
+            epoch = self._newest_epoch() + 1
             signed = roster.sign(
                 frozen,
                 key,

@@ -1,7 +1,7 @@
 """The roster: who is a device, stated and signed by the authority (SPEC 7.3). Pure: time and beacon are arguments.
 
-Refuses a statement that the authority did not sign, that is stale or older than one already seen, and any list of
-entries other than the very one that was signed.
+Refuses a statement that the authority did not sign, that is stale or older than one already seen, any list of
+entries other than the very one that was signed, and an epoch key to which nothing can be sealed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Annotated, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from msgspec import Meta, Struct
 
 from edge_sdk.protocol import codec, merkle
@@ -19,6 +20,7 @@ from edge_sdk.protocol.messages import Digest, Name, Round, Second
 
 BEACON_BYTES: Final = 32
 _SIGNED: Final = "chorale/roster/1"
+_TRIAL: Final = X25519PrivateKey.from_private_bytes(bytes(range(32)))  # protects nothing: whether X25519 gives a secret
 
 
 class RosterEntry(Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,13 +78,32 @@ def leaf(entry: RosterEntry) -> bytes:
     return codec.prefixed(entry.device, entry.sign_key, entry.epoch_key, b"\x01" if entry.steward else b"\x00")
 
 
+def check_epoch_key(key: bytes) -> None:
+    """Refuse what X25519 refuses: other than 32 bytes, or a point of low order (RFC 7748, 6.1).
+
+    One such key in a committee would keep every device from sealing its shares. Raises MalformedMessage "key".
+    """
+    try:
+        _TRIAL.exchange(X25519PublicKey.from_public_bytes(key))
+    except ValueError as error:
+        raise MalformedMessage("nothing can be sealed to this epoch key: make another", reason="key") from error
+
+
 def freeze(entries: Iterable[RosterEntry]) -> tuple[RosterEntry, ...]:
-    """Entries in the order of the roster. Raises LocalProtocolError for none, or one device twice."""
+    """Entries in the order of the roster.
+
+    Raises LocalProtocolError: "empty-roster", "duplicate", or "key" for an unusable epoch key.
+    """
     frozen = tuple(sorted(entries, key=lambda entry: entry.device))
     if not frozen:
         raise LocalProtocolError("a roster needs at least one device: enrol one", reason="empty-roster")
     if len({entry.device for entry in frozen}) != len(frozen):
         raise LocalProtocolError("a device stands twice in the roster", reason="duplicate")
+    for entry in frozen:
+        try:
+            check_epoch_key(entry.epoch_key)
+        except MalformedMessage as error:
+            raise LocalProtocolError(f"{entry.device}: {error}", reason=error.reason) from error
     return frozen
 
 
@@ -131,7 +152,7 @@ def verify(
 ) -> Roster:
     """The roster that these bytes state. `min_epoch`: the highest epoch seen, which is still accepted.
 
-    Raises WrongSignature, MalformedMessage ("body", "not-canonical", "entries") or OfferRefused ("roster").
+    Raises WrongSignature, MalformedMessage ("body", "not-canonical", "entries", "key") or OfferRefused ("roster").
     """
     codec.verify(authority_key, signature, codec.prefixed(_SIGNED, statement))
     stated = codec.unpack(statement, Statement)
@@ -147,6 +168,8 @@ def verify(
         raise MalformedMessage("the roster's entries are not sorted, repeat or are not all there", reason="entries")
     if merkle.root([leaf(entry) for entry in listed]) != stated.root:
         raise MalformedMessage("the roster's entries are not the ones that were signed", reason="entries")
+    for entry in listed:
+        check_epoch_key(entry.epoch_key)
     return Roster(
         epoch=stated.epoch,
         entries=listed,

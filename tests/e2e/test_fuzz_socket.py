@@ -157,6 +157,7 @@ def well_formed(offer: Offer, digest: bytes, size: int, name: str) -> list[tuple
         (Done(upload), "unknown-upload"),
         (Share(offer.task, offer.round, bytes(1200)), "not-opening"),
         (EpochKey(1, bytes(32)), "repeat"),
+        (EpochKey(2, bytes(32)), "key"),
         (Heartbeat(bytes(8), 10**6, "idle", {}), "repeat"),
         (Report(10**6, offer.task, offer.round, "offer-refused", "again", ""), "repeat"),
     ]

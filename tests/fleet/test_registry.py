@@ -13,7 +13,7 @@ from aggregator.fleet.registry import Registry, RegistryRefused
 from edge_sdk.identity.keys import DeviceKeys
 from edge_sdk.protocol import enrolment, roster
 from edge_sdk.protocol.enrolment import EnrolmentAnswer, EnrolmentRefused, EnrolmentRequest, Token
-from edge_sdk.protocol.errors import LocalProtocolError
+from edge_sdk.protocol.errors import LocalProtocolError, MalformedMessage
 
 NOW = 1_800_000_000.0
 RANDOM = random.Random(5)
@@ -210,3 +210,61 @@ def test_everything_survives_a_restart(tmp_path: Path, authority: Authority) -> 
     again = sqlite3.connect(path, isolation_level=None)
     assert [d.device for d in Registry(again, "f0").active()] == ["kiosk-a"]
     again.close()
+
+
+def low_order_request(token: Token, device: str) -> EnrolmentRequest:
+    keys = DeviceKeys.generate()
+    return enrolment.make_request(
+        token, nonce=bytes(16), csr=keys.request("f0", device), sign_key=keys.sign_public, epoch_key=bytes(32),
+        sign=keys.sign,
+    )  # fmt: skip
+
+
+def test_an_epoch_key_that_cannot_be_used_is_refused_at_enrolment_and_costs_no_token(
+    registry: Registry, authority: Authority
+) -> None:
+    token = token_for(registry, authority)
+    before = list(registry._db.iterdump())
+    with pytest.raises(EnrolmentRefused) as refused:
+        redeem(registry, authority, low_order_request(token, "kiosk-a"))
+    assert refused.value.reason == "key"
+    assert list(registry._db.iterdump()) == before
+    redeem(registry, authority, request_for(token, "kiosk-a"))
+
+
+def issue(registry: Registry, authority: Authority) -> roster.SignedRoster:
+    return registry.issue_roster(authority.roster_key, now=NOW, beacon=lambda: bytes(32))
+
+
+def test_a_device_changes_its_key_once_for_each_roster(registry: Registry, authority: Authority) -> None:
+    enrol(registry, authority, "kiosk-a")
+    issue(registry, authority)
+    keys = [DeviceKeys.generate().epoch_public for _ in range(3)]
+    with pytest.raises(MalformedMessage) as unusable:
+        registry.set_epoch_key("kiosk-a", bytes(32))
+    registry.set_epoch_key("kiosk-a", keys[0])
+    with pytest.raises(RegistryRefused) as further:
+        registry.set_epoch_key("kiosk-a", keys[1])
+    assert (unusable.value.reason, further.value.reason) == ("key", "repeat")
+    assert issue(registry, authority).entries[0].epoch_key == keys[0]
+    registry.set_epoch_key("kiosk-a", keys[2])
+    assert issue(registry, authority).entries[0].epoch_key == keys[2]
+
+
+def test_a_device_enrolled_again_may_change_its_key_again(registry: Registry, authority: Authority) -> None:
+    enrol(registry, authority, "kiosk-a")
+    registry.set_epoch_key("kiosk-a", DeviceKeys.generate().epoch_public)
+    registry.revoke("kiosk-a", now=NOW)
+    enrol(registry, authority, "kiosk-a")
+    key = DeviceKeys.generate().epoch_public
+    registry.set_epoch_key("kiosk-a", key)
+    assert registry.require_active("kiosk-a").epoch_key == key
+
+
+def test_a_device_whose_stored_key_cannot_be_used_is_left_out_of_the_roster(
+    registry: Registry, authority: Authority
+) -> None:
+    for name in ("kiosk-a", "kiosk-b"):
+        enrol(registry, authority, name)
+    registry._db.execute("UPDATE devices SET epoch_key = ? WHERE device = 'kiosk-a'", (bytes(32),))
+    assert [entry.device for entry in issue(registry, authority).entries] == ["kiosk-b"]

@@ -19,7 +19,9 @@ PUBLIC = KEY.public_key().public_bytes_raw()
 
 
 def entry(name: str, steward: bool = False) -> RosterEntry:
-    return RosterEntry(name, hashlib.sha256(name.encode()).digest(), bytes(32), steward)
+    return RosterEntry(
+        name, hashlib.sha256(name.encode()).digest(), hashlib.sha256(b"epoch" + name.encode()).digest(), steward
+    )
 
 
 ENTRIES = roster.freeze([entry("kiosk-c"), entry("kiosk-a"), entry("kiosk-b", steward=True)])
@@ -123,3 +125,31 @@ def test_a_device_cannot_stand_in_it_twice_and_an_empty_one_is_refused() -> None
 def test_a_random_blob_is_refused(blob: bytes) -> None:
     with pytest.raises(MalformedMessage):
         roster.from_blob(blob)
+
+
+P = 2**255 - 19
+LOW_ORDER = [0, 1, P - 1, P, P + 1,
+    325606250916557431795983626356110631294008115727848805560023387167927233504,
+    39382357235489614581723060781553021112529911719440698176882885853963445705823]  # fmt: skip
+
+
+@pytest.mark.parametrize("point", LOW_ORDER)
+@pytest.mark.parametrize("high_bit", [0, 1 << 255])
+def test_a_key_of_low_order_is_refused_everywhere(point: int, high_bit: int) -> None:
+    poor = msgspec.structs.replace(ENTRIES[1], epoch_key=(point | high_bit).to_bytes(32, "little"))
+    entries = (ENTRIES[0], poor, ENTRIES[2])
+    with pytest.raises(MalformedMessage) as refused:
+        roster.check_epoch_key(poor.epoch_key)
+    assert refused.value.reason == "key"
+    with pytest.raises(LocalProtocolError) as frozen:
+        roster.freeze(entries)
+    assert frozen.value.reason == "key"
+    with pytest.raises(MalformedMessage) as verified:
+        verify(signed(entries))
+    assert verified.value.reason == "key"
+
+
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_a_key_of_another_length_is_refused(length: int) -> None:
+    with pytest.raises(MalformedMessage):
+        roster.check_epoch_key(b"\x09" * length)

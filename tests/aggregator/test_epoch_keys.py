@@ -1,0 +1,85 @@
+"""A device's next epoch key: taken once a roster, never an unusable one, and no way to ask for committees."""
+
+from __future__ import annotations
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from small_fleet import SmallFleet, public
+from test_service_rounds import ended, offer_of, raised, start
+
+from aggregator.offering import REKEY_S, epoch_of
+from edge_sdk.protocol.messages import EpochKey
+
+ONE_S = bytes([1]) + bytes(31)  # of low order, as is zero
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    return SmallFleet(tmp_path / "home")
+
+
+def fresh() -> bytes:
+    return public(X25519PrivateKey.generate())
+
+
+def issued(fleet, later: float = 0.0):
+    """The roster that the next round would be offered under."""
+    now = fleet.now + later
+    return fleet.service._rounds._offering.roster(now, now + 100, may_issue=True)
+
+
+@pytest.mark.parametrize("key", [bytes(32), ONE_S])
+def test_a_device_that_names_an_unusable_key_is_refused_and_the_fleet_goes_on_learning(fleet, key):
+    start(fleet, rounds=2)
+    fleet.run(lambda: fleet.phase() == "collecting")
+    fleet.devices[0].say(EpochKey(2, key))
+    fleet.run(ended(fleet, 2))
+    assert fleet.refused("key", "key") == 1
+    assert fleet.devices[0].refusals[-1].reason == "key"
+    assert [fleet.phase(1), fleet.phase(2)] == ["released", "released"]
+    assert raised(fleet, 2) == [1] * 6
+
+
+def test_one_device_cannot_ask_for_another_committee(fleet):
+    start(fleet, rounds=2)
+    fleet.run(lambda: fleet.phase() == "collecting")
+    for _ in range(5):
+        fleet.devices[0].say(EpochKey(2, fresh()))
+    fleet.run(ended(fleet, 2))
+    assert fleet.refused("key", "repeat") == 4
+    assert [offer_of(fleet, number).secagg.epoch for number in (1, 2)] == [1, 1]
+    assert raised(fleet, 2) == [1] * 6
+
+
+def test_changed_keys_are_stated_after_an_hour_and_all_at_once(fleet):
+    first, keys = issued(fleet), [fresh(), fresh()]
+    for device, key in zip(fleet.devices, keys, strict=False):
+        fleet.service.registry.set_epoch_key(device.name, key)
+    assert issued(fleet, REKEY_S - 1) == first
+    second = issued(fleet, REKEY_S)
+    assert epoch_of(second) == 2
+    assert [entry.epoch_key for entry in second.entries[:2]] == keys
+    assert issued(fleet, REKEY_S + 1) == second
+
+
+def test_a_device_that_leaves_brings_a_new_roster_at_once_with_the_changed_keys(fleet):
+    first, key = issued(fleet), fresh()
+    fleet.service.registry.set_epoch_key("device-0", key)
+    fleet.service.registry.revoke("device-5", now=fleet.now)
+    second = issued(fleet)
+    assert (len(first.entries), len(second.entries)) == (6, 5)
+    assert second.entries[0].epoch_key == key
+
+
+def test_no_roster_is_issued_while_a_round_takes_uploads(fleet):
+    first = issued(fleet)
+    fleet.service.registry.revoke("device-5", now=fleet.now)
+    fleet.service.registry.set_epoch_key("device-0", fresh())
+    later = fleet.now + 2 * REKEY_S
+    assert fleet.service._rounds._offering.roster(later, later + 100, may_issue=False) == first
+
+
+def test_a_roster_is_renewed_when_two_thirds_of_its_life_are_over(fleet):
+    first = issued(fleet)
+    assert issued(fleet, 4.6 * 86_400) == first
+    assert epoch_of(issued(fleet, 4.7 * 86_400)) == 2
