@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from edge_sdk import member_duty
 from edge_sdk.blobs import BlobError, BlobReader
-from edge_sdk.device_db import count, fact, raise_fact
+from edge_sdk.device_db import TIME_FLOOR, TIME_LATEST, count, fact, raise_fact
 from edge_sdk.held_offers import HeldOffers
 from edge_sdk.outbox import Outbox
 from edge_sdk.protocol import codec, roster, topics
@@ -45,6 +45,7 @@ from edge_sdk.protocol.messages import (
 
 ASK_AGAIN_S: Final = 5.0
 MISSED_ECHOES: Final = 2
+DAY_S: Final = 86_400
 MAX_OPENING_BYTES: Final = 2**28
 MAX_QUEUED: Final = 256
 COUNTER_BITS: Final = 16
@@ -121,7 +122,7 @@ class Conversation:
         self.blobs = BlobReader(speaker.entropy)
         self._held = HeldOffers(connection)
         self._queue: deque[tuple[str, bytes, int]] = deque()
-        self._floor = max(fact(connection, "time-floor"), not_before)
+        self._floor = max(fact(connection, TIME_FLOOR), not_before)
         self._connections, self._reports = fact(connection, "connections"), fact(connection, "reports")
         self._beat_base = self._beats = 0
         self._connected = False
@@ -138,10 +139,24 @@ class Conversation:
         """The clock, never behind the newest time the aggregator signed (SPEC 4.5)."""
         return max(int(clock), self._floor)
 
-    def _saw_time(self, time: int) -> None:
+    def judged(self, offer: Offer, clock: float) -> None:
+        """An offer passed this device's judgement, and its roster the authority's: what they say of the time counts."""
+        self._floor = max(self._floor, fact(self._db, TIME_FLOOR))
+        self._saw_time(offer.issued_at, clock)
+
+    def _saw_time(self, time: int, clock: float) -> None:
+        """Believe the aggregator a time up to the newest roster's end, or one day ahead where there is none yet.
+
+        A floor never sinks, so a time in the far future, believed once, would end learning for ever.
+        """
+        now = self.now(clock)
+        if time > (fact(self._db, TIME_LATEST) or now + DAY_S):
+            if time > now + DAY_S:
+                self.refuse("time", f"the aggregator says that it is {time}; here it is {now}")
+            return
         # Written when it moves by a minute: a floor that is a minute old still costs nobody anything.
         if time > self._floor + 60:
-            self._remember("time-floor", time)
+            self._remember(TIME_FLOOR, time)
         self._floor = max(self._floor, time)
 
     # -- the connection --------------------------------------------------------------------------------------------
@@ -221,13 +236,12 @@ class Conversation:
             case Block():
                 self.blobs.receive(message, tick)
             case Echo():
-                self._echoed(message, tick)
+                self._echoed(message, tick, clock)
             case State():
                 self._state(message, tick, clock)
             case OpeningNotice():
                 self._opening_asked(message, tick)
             case Offer():
-                self._saw_time(message.issued_at)
                 self._host.offered(frame, message)
             case ModelHint():
                 self._host.hinted(message.task)
@@ -240,18 +254,18 @@ class Conversation:
         if refusal.upload is not None and refusal.about in ("hello", "data", "done"):
             self.outbox.receive(refusal, tick)
 
-    def _echoed(self, echo: Echo, tick: float) -> None:
+    def _echoed(self, echo: Echo, tick: float, clock: float) -> None:
         if echo.nonce != self._beat_nonce:
             raise UnexpectedMessage("an echo of no heartbeat of ours", reason="nonce")
         self._echo_at = tick
-        self._saw_time(echo.time)
+        self._saw_time(echo.time, clock)
 
     def _state(self, state: State, tick: float, clock: float) -> None:
         if state.nonce != self._asked:
             raise UnexpectedMessage("a state that was not asked for", reason="nonce")
         self._asked = None
         self._ask_at = tick + state.next_check_s
-        self._saw_time(state.time)
+        self._saw_time(state.time, clock)
         topic = topics.to_all(self._me.fleet, Offer.topic)
         for frame in state.offers:
             # The frames inside are signed on their own, to everybody.

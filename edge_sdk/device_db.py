@@ -33,6 +33,9 @@ MIGRATIONS: Final = (
     """,
 )
 
+TIME_FLOOR: Final = "time-floor"  # it is at least as late as this
+TIME_LATEST: Final = "time-latest"  # the aggregator is believed no time after this: the newest roster has expired then
+
 
 class DeviceDbError(Exception):
     """The file cannot be used; the message names the remedy."""

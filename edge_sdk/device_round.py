@@ -98,21 +98,25 @@ class Seen:
     held_hash: bytes = b""  # H of the offer verified for the same (task, round), empty if none
 
 
-def check_terms(offer: Offer, offer_hash: bytes, *, fleet: str, min_cohort: int, seen: Seen, now: int) -> None:
-    """Everything that binds a committee member and an uploader alike and needs no roster. Raises OfferRefused."""
+def check_terms(offer: Offer, offer_hash: bytes, *, fleet: str, min_cohort: int, seen: Seen) -> None:
+    """What binds a committee member and an uploader alike and needs neither roster nor time. Raises OfferRefused."""
     if offer.fleet != fleet:
         raise OfferRefused(f"an offer of fleet {offer.fleet}", reason="fleet")
     held = seen.held_hash or (seen.uploaded_hash if seen.uploaded_round == offer.round else b"")
     if held and held != offer_hash:
         raise OfferRefused(f"round {offer.round} was offered before with other terms", reason="equivocation")
-    if not now < offer.closes_at <= now + LONGEST_ROUND_S:
-        raise OfferRefused(f"the round closes at {offer.closes_at}, it is {now}", reason="closed")
     terms = offer.secagg
     if terms.n_min < min_cohort or terms.n_max < terms.n_min:
         raise OfferRefused(
             f"cohorts of {terms.n_min} to {terms.n_max}; this device asks for at least {min_cohort}", reason="cohort"
         )
     check_sizing(offer)
+
+
+def check_open(offer: Offer, now: int) -> None:
+    """The round is open, and not for longer than a week. Raises OfferRefused."""
+    if not now < offer.closes_at <= now + LONGEST_ROUND_S:
+        raise OfferRefused(f"the round closes at {offer.closes_at}, it is {now}", reason="closed")
 
 
 def check_sizing(offer: Offer) -> None:
@@ -201,6 +205,7 @@ def check_offer(
     now: int,
 ) -> None:
     """All of SPEC 7.1 that needs no file, budget or model. The roster must have been verified. Raises OfferRefused."""
-    check_terms(offer, offer_hash, fleet=fleet, min_cohort=policy.min_cohort, seen=seen, now=now)
+    check_terms(offer, offer_hash, fleet=fleet, min_cohort=policy.min_cohort, seen=seen)
+    check_open(offer, now)
     check_upload(offer, policy, seen)
     check_roster(offer, roster, me)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from edge_sdk import device_round
 from edge_sdk.config import Config
-from edge_sdk.device_db import fact, raise_fact
+from edge_sdk.device_db import TIME_FLOOR, TIME_LATEST, fact, raise_fact
 from edge_sdk.device_round import OwnKeys
 from edge_sdk.examples_store import Example, ExamplesStore
 from edge_sdk.held_offers import HeldOffers
@@ -101,17 +101,24 @@ class RoundWork:
         self._ledger = Ledger(connection)
 
     def judge(self, frame: bytes, offer: Offer, now: int) -> None:
-        """Check what binds a committee member too, then keep the offer. Raises RemoteProtocolError, BlobError."""
+        """Check what binds a committee member too, then keep the offer. Raises RemoteProtocolError, BlobError.
+
+        The authority signed the roster's times: it is later than `issued_at`, whatever this device's clock says, and no
+        time after `expires_at` is believed of the aggregator (SPEC 4.5).
+        """
         digest = codec.offer_hash(frame)
         if self._held.find(digest) is not None:
             return
         seen = self._held.seen(offer.task, offer.round)
         fleet, least = self._device.fleet, self._config.min_cohort
-        device_round.check_terms(offer, digest, fleet=fleet, min_cohort=least, seen=seen, now=now)
+        device_round.check_terms(offer, digest, fleet=fleet, min_cohort=least, seen=seen)
         blob, verified = self._roster(offer, now)
+        device_round.check_open(offer, max(now, verified.issued_at))
         device_round.check_roster(offer, verified, self._device.keys)
         self._held.hold(frame, offer, blob)
         raise_fact(self._db, "epoch", verified.epoch)
+        raise_fact(self._db, TIME_FLOOR, verified.issued_at)
+        raise_fact(self._db, TIME_LATEST, verified.expires_at)
 
     def _roster(self, offer: Offer, now: int) -> tuple[bytes, Roster]:
         terms = offer.secagg

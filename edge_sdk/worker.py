@@ -170,6 +170,7 @@ class Worker:
         assert self._rounds is not None
         try:
             self._rounds.judge(entry.frame, offer, self._engine.now())
+            self._engine.on_loop(lambda: self._engine.talk().judged(offer, self._engine.around.clock()))
             self._may_train()
             size = self._rounds.take_part(entry.frame, offer, lambda: self._must_stop(offer))
         except OfferRefused as error:

@@ -7,13 +7,14 @@ import os
 import sqlite3
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from fleet_of_eight import FLEET, NOW, TASK, FleetOfEight
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_sdk.conversation import Conversation, Speaker
-from edge_sdk.device_db import counters, open_device_db
+from edge_sdk.device_db import TIME_FLOOR, TIME_LATEST, counters, fact, open_device_db, raise_fact
 from edge_sdk.protocol import codec, topics
 from edge_sdk.protocol.messages import (
     UP,
@@ -193,6 +194,27 @@ def test_with_a_full_disk_messages_still_do_no_harm_and_are_counted_when_there_i
     desk.say(Echo(bytes(8), NOW))
     assert desk.refusals() == {"unknown-upload": 30, "nonce": 1}
     assert counters(desk.db, "refused-by-aggregator") == {"x" * 64: 1}
+
+
+def test_a_time_in_the_far_future_is_not_believed_and_does_not_end_learning(desk):
+    never = 2**40
+    desk.say(msgspec.structs.replace(desk.fleet.offer(), issued_at=never), "all")
+    assert desk.refusals() == {}, "an offer is not believed a time before it is judged"
+    desk.say(Echo(desk.last(Heartbeat).nonce, never))
+    asked = desk.last(Ask)
+    desk.say(State(asked.nonce, never, 1, (), (), 60))
+    desk.talk.judged(msgspec.structs.replace(desk.fleet.offer(), issued_at=never), NOW)
+    assert desk.talk.now(NOW) == NOW
+    assert fact(desk.db, TIME_FLOOR) == 0
+    assert desk.refusals() == {"time": 3}
+    assert not desk.talk.silent(60.0), "the echo itself counts"
+
+
+def test_a_time_counts_up_to_the_end_of_the_newest_roster_whatever_the_clock_says(desk):
+    raise_fact(desk.db, TIME_LATEST, NOW + 500)
+    for ahead, floor in ((400, 400), (501, 400), (500, 500)):
+        desk.talk.judged(msgspec.structs.replace(desk.fleet.offer(), issued_at=NOW + ahead), 0.0)
+        assert desk.talk.now(0.0) == NOW + floor
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -18,7 +18,7 @@ from edge_sdk.artifact.graph_lock import graph_digest
 from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.blobs import BlobAbsent
 from edge_sdk.config import Config
-from edge_sdk.device_db import DiskFull, open_device_db
+from edge_sdk.device_db import TIME_FLOOR, TIME_LATEST, DiskFull, fact, open_device_db
 from edge_sdk.device_round import OwnKeys
 from edge_sdk.examples_store import ExamplesStore
 from edge_sdk.outbox import Outbox
@@ -237,6 +237,17 @@ def test_a_full_disk_charges_nothing_and_the_round_can_be_tried_again(bench):
     assert bench.trace() == (0, 0, 0)
     assert bench.take_part(bench.fleet.offer()) > 0
     assert Outbox(bench.db, bench.home / "outbox", lambda message: b"", 5.0).pending() == 1
+
+
+def test_the_authority_tells_a_device_of_1970_the_time_and_how_late_it_may_be(bench):
+    offer = bench.fleet.offer()
+    bench.work.judge(bench.fleet.frame(offer), offer, 0)
+    assert fact(bench.db, TIME_FLOOR) == NOW - 10
+    assert fact(bench.db, TIME_LATEST) == NOW + 90_000
+    late = msgspec.structs.replace(bench.fleet.offer(2), closes_at=NOW + 8 * 86_400)
+    with pytest.raises(OfferRefused) as refused:
+        bench.work.judge(bench.fleet.frame(late), late, 0)
+    assert refused.value.reason == "closed"
 
 
 def fill(db: sqlite3.Connection) -> None:
