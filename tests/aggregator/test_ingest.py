@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from small_fleet import SmallFleet
 from test_service_rounds import ended, raised, start
 
-from edge_sdk.protocol.chunks import Bitmap
+from edge_sdk.protocol.chunks import CHUNK_BYTES, Bitmap
 from edge_sdk.protocol.codec import Chunk
 from edge_sdk.protocol.errors import RemoteProtocolError
 
@@ -72,6 +75,29 @@ def test_only_what_was_acknowledged_is_promised_after_a_restart(sending):
     fleet.restart()
     grant = fleet.service._ingest.hello("device-0", upload.hello, fleet.now)
     assert list(Bitmap.decode(grant.received, 3).missing()) == [0, 2]
+
+
+@pytest.mark.parametrize("when", ["the last chunk", "half a second", "a second hello"])
+def test_what_is_acknowledged_was_on_disk_before_it_was_said(sending, when, monkeypatch):
+    """Every fdatasync notes what the file holds then: a crash of the machine leaves that and no more."""
+    fleet, upload = sending
+    ingest, on_disk = fleet.service._ingest, {}
+    file = ingest._arriving[upload.hello.upload].file.path
+
+    def flushed(descriptor: int) -> None:
+        on_disk[os.fstat(descriptor).st_ino] = Path(f"/proc/self/fd/{descriptor}").read_bytes()
+
+    monkeypatch.setattr(os, "fdatasync", flushed)
+    indexes = (0, 1, 2) if when == "the last chunk" else (0, 2)
+    ack = [ingest.chunk("device-0", chunk_of(upload, index), fleet.now) for index in indexes][-1]
+    if when == "half a second":
+        ((_, ack),) = ingest.due(fleet.now + 0.5)
+    elif when == "a second hello":
+        ack = ingest.hello("device-0", upload.hello, fleet.now)
+    assert set(indexes) == set(range(3)) - set(Bitmap.decode(ack.received, 3).missing())
+    held = file.read_bytes()
+    assert any(held[2 * CHUNK_BYTES :]), "the upload is no row of zeros"
+    assert on_disk[file.stat().st_ino] == held
 
 
 def test_a_new_announcement_takes_the_place_of_an_unfinished_upload(sending):
