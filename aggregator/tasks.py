@@ -39,7 +39,8 @@ Devices = Annotated[int, Meta(ge=3, le=65_535)]
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A task as the operator describes it. Times in seconds; give either `noise_multiplier` or `target_epsilon`.
 
-    `honest_share`: the part of n_min that is taken to add its noise (device unit). `release_every`: rounds between
+    `records_per_device`: a round guess at how many examples a device holds. Record unit: it fixes the divisor of each
+    step, so a device with more examples than that moves the model more. `honest_share`: the part of n_min that is taken to add its noise (device unit). `release_every`: rounds between
     releases. `min_improvement`: how much better than the last release the metric must be (may be negative).
     """
 
@@ -69,6 +70,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     server_optimizer: Literal["fedavg"] = "fedavg"
     server_learning_rate: Positive = 1.0
     insecure_without_noise: bool = False
+    records_per_device: Annotated[int, Meta(ge=1, le=1_000_000)] = 500
 
 
 def parse_spec(text: bytes | str) -> TaskSpec:
@@ -104,6 +106,7 @@ def settle(spec: TaskSpec, length: int) -> PrivacyTerms:
         clip=spec.clip,
         step=step,
         insecure_without_noise=spec.insecure_without_noise,
+        expected_batch=max(1, round(spec.sample_rate * spec.records_per_device)),
     )
     check_sizing(spec, terms)
     return terms

@@ -21,6 +21,7 @@ from edge_sdk.training.runner import Trainer
 
 KEY_BYTES: Final = 32
 TOTAL_STEPS: Final = 60
+RECORDS_PER_DEVICE: Final = 350  # a round guess, as an operator would make: nobody counts what devices hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,11 @@ class Recipe:
             unit="record",
             learning_rate=self.learning_rate,
             steps=self.rounds * self.steps,
-            batch_size=max(1, round(self.sample_rate * records)),
+            batch_size=max(1, round(self.sample_rate * (RECORDS_PER_DEVICE if private else records))),
             max_grad_norm=self.max_grad_norm,
             noise_multiplier=self.noise_multiplier if private else 0.0,
             insecure_without_noise=not private,
+            sample_rate=self.sample_rate,
         )
 
 

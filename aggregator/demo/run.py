@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from aggregator.config import ConfigError
 from aggregator.demo import data, forgery, report
-from aggregator.demo.comparison import Comparison, Recipe
+from aggregator.demo.comparison import RECORDS_PER_DEVICE, Comparison, Recipe
 from aggregator.demo.fleet import Fleet, stop_orphaned_broker
 from aggregator.demo.outcome import FEWEST_DEVICES, Forgery, Outcome, summary, wire_bytes
 from aggregator.demo.processes import Children, DemoFailed
@@ -158,6 +158,7 @@ def create_task(story: Story) -> None:
         "--clip": CLIP,
         "--max-grad-norm": recipe.max_grad_norm,
         "--sample-rate": recipe.sample_rate,
+        "--records-per-device": RECORDS_PER_DEVICE,
         "--steps": recipe.steps,
         "--learning-rate": recipe.learning_rate,
         "--min-improvement": -0.05,  # noise moves the metric up and down: only a real loss holds a release back

@@ -64,6 +64,8 @@ class PrivacyTerms(Struct, frozen=True, forbid_unknown_fields=True):
     clip: Positive  # L2 bound of the whole update
     step: Positive  # one quantisation step
     insecure_without_noise: bool
+    # Record unit: divides each step's sum. The offer fixes it, as a divisor of the device's own would betray its count.
+    expected_batch: Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
 class Offer(Message, frozen=True):

@@ -50,7 +50,7 @@ def train(
     torch.set_num_threads(1)
     data = Batches({name: torch.from_numpy(array) for name, array in features.items()}, torch.from_numpy(labels))
     before, loss = module.update_vector(), _mean_loss(module, data)
-    rate = min(1.0, plan.batch_size / records)
+    rate, _ = _sampling(plan, records)
     run = _train_records if plan.unit == "record" else _train_device
     gradient_sum = run(module, data, plan, SecretStream(key), on_step)
     update = -gradient_sum if gradient_sum is not None else module.update_vector() - before
@@ -58,6 +58,14 @@ def train(
         raise TrainingFailed("not-finite", "the trained weights are NaN or infinite: lower the learning rate")
     noise = plan.noise_multiplier if plan.unit == "record" else 0.0
     return TrainResult(update, Sampling(rate, noise, plan.steps), loss, records)
+
+
+def _sampling(plan: TrainingPlan, records: int) -> tuple[float, float]:
+    """The Poisson rate of a step and what its sum is divided by."""
+    if plan.sample_rate is not None:
+        return plan.sample_rate, plan.batch_size
+    rate = min(1.0, plan.batch_size / records)
+    return rate, rate * records
 
 
 class Batches:
@@ -131,9 +139,9 @@ def _train_records(
     module: GraphModule, data: Batches, plan: TrainingPlan, stream: SecretStream, on_step: OnStep
 ) -> npt.NDArray[np.float32] | None:
     """DP-SGD (Abadi et al. 2016); returns the clipped sum for shared placement, else None."""
-    rate = min(1.0, plan.batch_size / len(data))
+    rate, divisor = _sampling(plan, len(data))
     with _recording(module) as recorded:
-        optimizer = _optimizer(recorded, plan, rate * len(data), stream)
+        optimizer = _optimizer(recorded, plan, divisor, stream)
         for step in range(plan.steps):
             rows = stream.poisson_sample(len(data), rate)
             _accumulate(recorded, optimizer, data, rows)

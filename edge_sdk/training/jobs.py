@@ -32,7 +32,10 @@ class TrainingPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         update is clipped and noised later, in protection.
     placement, for the record unit: "local" adds noise of `noise_multiplier` times the clip at every step here;
         "shared" takes one step and returns the sum of the clipped gradients, which is noised in protection.
-    batch_size: expected records a step; each record is drawn with probability batch_size / records.
+    batch_size: expected records a step. The record unit divides each step's sum by it.
+    sample_rate, for the record unit: each record is drawn with this probability, independently. Where privacy counts
+        it is given, with a batch_size that does not depend on the records: a rate or divisor made from their number
+        would betray it. None: batch_size / records.
     """
 
     unit: Literal["record", "device"]
@@ -43,6 +46,7 @@ class TrainingPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     noise_multiplier: float = 0.0
     placement: Literal["local", "shared"] = "local"
     insecure_without_noise: bool = False
+    sample_rate: float | None = None
 
 
 class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -154,6 +158,8 @@ def check_plan(plan: TrainingPlan) -> None:
     numbers = (plan.learning_rate, plan.max_grad_norm)
     if not all(math.isfinite(number) and number > 0 for number in numbers):
         raise TrainingFailed("plan", "learning rate and clip must be finite and above 0")
+    if plan.sample_rate is not None and not 0 < plan.sample_rate <= 1:
+        raise TrainingFailed("plan", "a sampling rate is above 0 and at most 1")
     if plan.steps < 1 or plan.batch_size < 1 or not 0 <= plan.noise_multiplier < math.inf:
         raise TrainingFailed("plan", "a plan needs at least one step, one record a batch and a noise of 0 or more")
     local_record = plan.unit == "record" and plan.placement == "local"

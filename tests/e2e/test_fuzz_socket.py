@@ -347,7 +347,7 @@ def an_offer() -> Offer:
 
     privacy = PrivacyTerms(
         unit="record", noise_multiplier=1.0, max_grad_norm=1.0, sample_rate=0.1, steps=1, learning_rate=0.1,
-        delta=1e-5, honest=1, clip=1.0, step=0.001, insecure_without_noise=False,
+        delta=1e-5, honest=1, clip=1.0, step=0.001, insecure_without_noise=False, expected_batch=50,
     )  # fmt: skip
     secagg = SecAggTerms("P24", 3, 9, 1, bytes(32), False, tuple(f"d{i}" for i in range(5)))
     now = int(time.time())

@@ -51,7 +51,7 @@ def privacy_terms() -> PrivacyTerms:
     """Record unit, so that nothing but the error floor is added outside of training."""
     return PrivacyTerms(
         unit="record", noise_multiplier=2.0, max_grad_norm=1.0, sample_rate=0.1, steps=1, learning_rate=0.1,
-        delta=1e-5, honest=1, clip=1.0, step=1.0 / STEPS_IN_CLIP, insecure_without_noise=False,
+        delta=1e-5, honest=1, clip=1.0, step=1.0 / STEPS_IN_CLIP, insecure_without_noise=False, expected_batch=50,
     )  # fmt: skip
 
 

@@ -213,3 +213,37 @@ def test_the_stream_is_the_cipher_and_its_draws_have_their_distributions():
     assert sorted(stream.permutation(50)) == list(range(50))
     assert len(stream.poisson_sample(100, 1.0)) == 100
     assert "0000" not in repr(stream)
+
+
+def test_neither_the_noise_nor_a_records_weight_follows_the_number_of_records():
+    plan = TrainingPlan("record", 1.0, 1, 20, 0.5, 3.0, sample_rate=0.4)
+    module = GraphModule(NUMBER)
+    fewer, more = (
+        train(module, {"features": X[:count] * 0}, np.zeros(count, np.float32), plan=plan, key=KEY, on_step=quiet)
+        for count in (40, 41)
+    )
+    # No gradient, the same key, one record more: noise alone, of one scale, whatever the stream drew before it.
+    assert (fewer.sampling.q, more.sampling.q) == (0.4, 0.4)
+    many = [
+        train(
+            GraphModule(NUMBER),
+            {"features": X[:count] * 0},
+            np.zeros(count, np.float32),
+            plan=plan,
+            key=bytes([i] * 32),
+            on_step=quiet,
+        ).update
+        for count in (5, 60)
+        for i in range(200)
+    ]
+    for half in (many[:200], many[200:]):
+        assert np.std(np.stack(half)) == pytest.approx(3.0 * 0.5 / 20, rel=0.1)
+
+
+def test_an_update_with_a_fixed_rate_is_that_of_the_slow_oracle():
+    plan = TrainingPlan("record", 0.7, 1, 25, 0.5, insecure_without_noise=True, sample_rate=0.3)
+    model, y = TARGETS["binary"]
+    module = fresh(model)
+    rows = SecretStream(KEY).poisson_sample(60, 0.3)
+    expected = -0.7 * clipped_sum(module, y, rows, 0.5) / 25
+    np.testing.assert_allclose(run("binary", plan, module=fresh(model)).update, expected, atol=1e-6)

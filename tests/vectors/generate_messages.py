@@ -114,6 +114,7 @@ OFFER: dict[str, Any] = {
         "unit": "device", "noise_multiplier": 1.5, "max_grad_norm": 1.0, "sample_rate": 0.25, "steps": 20,
         "learning_rate": 0.5, "delta": 1e-05, "honest": 4, "clip": 2.0, "step": 0.0009765625,
         "insecure_without_noise": False,
+        "expected_batch": 50,
     },
     "round_key": fixed("round key", 1216),
 }  # fmt: skip
