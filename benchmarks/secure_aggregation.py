@@ -197,7 +197,8 @@ def server_figures(n: int, values: int, runs: int) -> dict[str, float]:
             np.add(mean, np.frombuffer(session.receive(sent), np.float32), out=mean)
 
     # Interleaved, so that a disturbance of the machine meets both.
-    take_masked(), take_plain()
+    take_masked()
+    take_plain()
     pairs = [(cpu_seconds(take_masked), cpu_seconds(take_plain)) for _ in range(runs)]
     masked_s, plain_s = (statistics.median(column) / len(devices) for column in zip(*pairs, strict=True))
     opening_s, proof_s = opening_seconds(session, devices, masked, runs)
@@ -239,7 +240,8 @@ def kernel_ratio(values: int, runs: int) -> float:
         for vector in vectors:
             np.add(plain, vector, out=plain)
 
-    ours(), theirs()
+    ours()
+    theirs()
     pairs = [(cpu_seconds(ours), cpu_seconds(theirs)) for _ in range(4 * runs)]
     return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
 
