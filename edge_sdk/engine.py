@@ -196,9 +196,12 @@ class Engine:
         batch = list(_drained(self._records))
         if not batch:
             return
-        kept = self._examples.add_many(batch) if self._examples is not None else 0
-        if kept < len(batch):
-            self.live.drop("example", len(batch) - kept)
+        kept = 0
+        try:
+            kept = self._examples.add_many(batch) if self._examples is not None else 0
+        finally:
+            if kept < len(batch):
+                self.live.drop("example", len(batch) - kept)
 
     def _take_messages(self, talk: Conversation) -> None:
         for topic, payload in _drained(self._inbox):

@@ -76,15 +76,21 @@ class ExamplesStore:
         return len(rows)
 
     def _row(self, example: tuple[str, Mapping[str, Any], Any, str | None]) -> tuple[str, bytes, bytes] | None:
-        task, fields, label, subject = example
         try:
+            task, fields, label, subject = example
             plain = msgspec.msgpack.encode((dict(fields), label))
-        except (TypeError, ValueError, msgspec.MsgspecError, OverflowError) as error:
+            nonce = self._entropy(12)
+            return task, self._subject(subject), nonce + self._aead.encrypt(nonce, plain, task.encode())
+        except Exception as error:
+            # Whatever one value does when it is read, encoded or nested without end, it costs this example alone.
             self.dropped += 1
-            log.warning("an example of %s was not kept: %s; record plain numbers, text and dates", task, error)
+            why = (
+                f"{type(error).__name__}: {error}"
+                if isinstance(error, (TypeError, ValueError))
+                else type(error).__name__
+            )
+            log.warning("an example was not kept: %s; record plain numbers, text and dates", why)
             return None
-        nonce = self._entropy(12)
-        return task, self._subject(subject), nonce + self._aead.encrypt(nonce, plain, task.encode())
 
     def _subject(self, subject: str | None) -> bytes:
         return b"" if subject is None else hmac.digest(self._subject_key, str(subject).encode(), "sha256")
