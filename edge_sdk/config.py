@@ -40,6 +40,7 @@ class Config:
     max_delta: float = 1e-4
     units: tuple[str, ...] = UNITS
     insecure_without_noise: bool = False
+    max_honest_share: float = 0.8  # of the smallest cohort: device-unit noise may count on no more
     min_examples: int = 20
     # Resources.
     max_examples: int = 20_000
@@ -57,6 +58,8 @@ class Config:
         object.__setattr__(self, "home", Path(self.home).expanduser())
         if self.min_cohort < COHORT_FLOOR:
             raise ConfigError(f"min_cohort is {self.min_cohort}; a sum over fewer than {COHORT_FLOOR} is never safe")
+        if not 0 < self.max_honest_share <= 1:
+            raise ConfigError(f"max_honest_share is {self.max_honest_share}; set a part above 0, at most 1")
         for name in ("max_epsilon", "max_delta", "heartbeat_s", "silence_s", "update_check_s", "trainer_timeout_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}; set a positive number")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from edge_sdk.protocol.errors import LocalProtocolError, OfferRefused, ProtocolError
+from edge_sdk.protocol.errors import LocalProtocolError, MalformedMessage, OfferRefused, ProtocolError
 from edge_sdk.protocol.messages import Offer
 from edge_sdk.protocol.roster import Roster, RosterEntry
 
@@ -78,6 +78,8 @@ class Policy(Protocol):
     def units(self) -> tuple[str, ...]: ...
     @property
     def insecure_without_noise(self) -> bool: ...
+    @property
+    def max_honest_share(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,17 @@ def check_terms(offer: Offer, offer_hash: bytes, *, fleet: str, min_cohort: int,
             f"cohorts of {terms.n_min} to {terms.n_max}; this device asks for at least {min_cohort}", reason="cohort"
         )
     check_sizing(offer)
+    _check_round_key(offer)
+
+
+def _check_round_key(offer: Offer) -> None:
+    """Before anything is trained: what is learnt could not be sealed to a key that is none."""
+    from edge_sdk.protocol.sealing import check_round_key
+
+    try:
+        check_round_key(offer.round_key)
+    except MalformedMessage as error:
+        raise OfferRefused(str(error), reason=error.reason) from error
 
 
 def check_open(offer: Offer, now: int) -> None:
@@ -145,8 +158,13 @@ def device_sigma(offer: Offer) -> float:
 def check_privacy(offer: Offer, policy: Policy) -> None:
     """The noise and the unit, before any budget is looked at. Raises OfferRefused."""
     terms = offer.privacy
-    if terms.unit == "device" and terms.honest > offer.secagg.n_min:
-        raise OfferRefused(f"noise shared over {terms.honest}, but {offer.secagg.n_min} may be opened", reason="honest")
+    honest = max(1, math.floor(policy.max_honest_share * offer.secagg.n_min))
+    if terms.unit == "device" and terms.honest > honest:
+        raise OfferRefused(
+            f"the noise is shared over {terms.honest} devices, this device takes {honest} of {offer.secagg.n_min} that "
+            "may be opened to be honest",
+            reason="honest",
+        )
     if terms.unit not in policy.units:
         raise OfferRefused(f"the unit {terms.unit} is not allowed here", reason="privacy")
     if (terms.insecure_without_noise or terms.noise_multiplier == 0) and not policy.insecure_without_noise:
@@ -191,6 +209,18 @@ def _check_committee(offer: Offer, roster: Roster) -> None:
         raise OfferRefused(f"no committee follows from the roster: {error}", reason="committee") from error
     if offer.secagg.committee != expected:
         raise OfferRefused("the committee is not the one that follows from the roster", reason="committee")
+    _check_member_keys(expected, roster)
+
+
+def _check_member_keys(members: Sequence[str], roster: Roster) -> None:
+    from edge_sdk.protocol.sealing import check_member_key
+
+    for entry in roster.entries:
+        if entry.device in members:
+            try:
+                check_member_key(entry.epoch_key)
+            except MalformedMessage as error:
+                raise OfferRefused(f"{entry.device}: {error}", reason=error.reason) from error
 
 
 def check_offer(

@@ -42,6 +42,19 @@ def seal_share(plaintext: bytes, member_key: bytes, info: bytes) -> bytes:
     return _SHARE_SUITE.encrypt(plaintext, x25519.X25519PublicKey.from_public_bytes(member_key), info)
 
 
+def check_member_key(member_key: bytes) -> None:
+    """Refuse a key that nothing seals to: X25519 points of low order. Raises MalformedMessage ("member-key")."""
+    try:
+        seal_share(b"", member_key, b"")
+    except ValueError as error:
+        raise MalformedMessage("an epoch key is not one that can be sealed to", reason="member-key") from error
+
+
+def check_round_key(public: bytes) -> None:
+    """Refuse a round key that nothing can be sealed to. Raises MalformedMessage ("round-key")."""
+    seal_to_round(b"", public, b"")
+
+
 def open_share(sealed: bytes, secret: x25519.X25519PrivateKey, info: bytes) -> bytes:
     """Open what `seal_share` made. Raises WrongSeal."""
     try:
@@ -82,7 +95,7 @@ class RoundKey:
 
 
 def seal_to_round(plaintext: bytes, public: bytes, info: bytes) -> bytes:
-    """Seal to a round key's public bytes. Raises MalformedMessage for a key of the wrong form."""
+    """Seal to a round key's public bytes. Raises MalformedMessage ("round-key") for what is no key."""
     if len(public) != ROUND_PUBLIC_BYTES:
         raise MalformedMessage("the round key has the wrong length", reason="round-key")
     try:
@@ -90,9 +103,9 @@ def seal_to_round(plaintext: bytes, public: bytes, info: bytes) -> bytes:
             mlkem.MLKEM768PublicKey.from_public_bytes(public[:1184]),
             x25519.X25519PublicKey.from_public_bytes(public[1184:]),
         )
+        return _ROUND_SUITE.encrypt(plaintext, key, info)
     except ValueError as error:
-        raise MalformedMessage("the round key does not parse", reason="round-key") from error
-    return _ROUND_SUITE.encrypt(plaintext, key, info)
+        raise MalformedMessage("the round key is not one that can be sealed to", reason="round-key") from error
 
 
 class ChunkSealer:

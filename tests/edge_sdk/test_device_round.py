@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ from edge_sdk.protocol import roster
 from edge_sdk.protocol.errors import OfferRefused
 from edge_sdk.protocol.messages import Offer, PrivacyTerms, SecAggTerms
 from edge_sdk.protocol.roster import Roster, RosterEntry
+from edge_sdk.protocol.sealing import ROUND_SECRET_BYTES, RoundKey
 
 NOW = 1_800_000_000
 AUTHORITY = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -36,6 +38,7 @@ def roster_of(entries: list[RosterEntry]) -> Roster:
 
 ROSTER = roster_of(ENTRIES)
 UNSEEN = Seen()
+ROUND_KEY = RoundKey(bytes(range(ROUND_SECRET_BYTES))).public_bytes()
 ME = OwnKeys("kiosk-3", bytes([3]) * 32, bytes([103]) * 32)
 
 
@@ -44,11 +47,20 @@ def offer(**changes: object) -> Offer:
     digest = ROSTER.statement_hash
     secagg = SecAggTerms("P24", n_min=5, n_max=8, epoch=1, statement_hash=digest, stewards=False, committee=committee)
     privacy = PrivacyTerms(
-        "device", 1.0, 1.0, 0.5, 10, 0.1, 1e-5, honest=5, clip=1.0, step=0.01, insecure_without_noise=False
+        "device",
+        1.0,
+        1.0,
+        0.5,
+        10,
+        0.1,
+        1e-5,
+        honest=4,
+        clip=1.0,
+        step=0.01,
+        insecure_without_noise=False,
+        expected_batch=10,
     )
-    plain = Offer(
-        "f0", "churn", 7, NOW - 5, NOW + 600, (bytes(32),), 1000, bytes(32), 100, secagg, privacy, bytes(1216)
-    )
+    plain = Offer("f0", "churn", 7, NOW - 5, NOW + 600, (bytes(32),), 1000, bytes(32), 100, secagg, privacy, ROUND_KEY)
     for name, value in changes.items():
         for part in ("secagg", "privacy"):
             terms = getattr(plain, part)
@@ -78,7 +90,10 @@ REFUSED = [
     ({"closes_at": NOW + 8 * 86_400}, "closed"),
     ({"step": 1e-7}, "sizing"),
     ({"noise_multiplier": 1e9}, "sizing"),
-    ({"honest": 6}, "honest"),
+    ({"honest": 5}, "honest"),
+    ({"honest": 65_535}, "honest"),
+    ({"n_min": 6, "honest": 5}, "honest"),
+    ({"round_key": ROUND_KEY[:1184] + bytes(32)}, "round-key"),
     ({"noise_multiplier": 0.0}, "privacy"),
     ({"insecure_without_noise": True}, "privacy"),
     ({"delta": 0.01}, "privacy"),
@@ -93,6 +108,21 @@ def test_an_offer_that_breaks_a_rule_is_refused_with_its_reason(changes, reason)
     with pytest.raises(OfferRefused) as refused:
         check(offer(**changes))
     assert refused.value.reason == reason
+
+
+def test_the_device_says_how_many_of_a_cohort_it_takes_to_be_honest():
+    def takes(n_min: int, share: float) -> int:
+        policy = Config(home=Path("unused"), max_honest_share=share)
+        most = 0
+        for honest in range(1, n_min + 1):
+            with contextlib.suppress(OfferRefused):
+                device_round.check_privacy(offer(n_min=n_min, n_max=400, honest=honest), policy)
+                most = honest
+        return most
+
+    assert [takes(5, 0.8), takes(6, 0.8), takes(100, 0.8), takes(100, 0.5), takes(5, 1.0)] == [4, 4, 80, 50, 5]
+    assert takes(3, 0.1) == 1, "this device itself"
+    check(offer(unit="record", honest=65_535))
 
 
 @pytest.mark.parametrize(
