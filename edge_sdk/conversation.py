@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from edge_sdk import member_duty
 from edge_sdk.blobs import BlobError, BlobReader
 from edge_sdk.device_db import TIME_FLOOR, TIME_LATEST, count, fact, raise_fact
-from edge_sdk.held_offers import HeldOffers
+from edge_sdk.held_offers import HeldOffer, HeldOffers
 from edge_sdk.outbox import Outbox
 from edge_sdk.protocol import codec, roster, topics
-from edge_sdk.protocol.errors import MalformedMessage, RemoteProtocolError, UnexpectedMessage
+from edge_sdk.protocol.errors import MalformedMessage, OpeningRefused, RemoteProtocolError, UnexpectedMessage
 from edge_sdk.protocol.messages import (
     ALL,
     DOWN,
@@ -46,7 +46,7 @@ from edge_sdk.protocol.messages import (
 ASK_AGAIN_S: Final = 5.0
 MISSED_ECHOES: Final = 2
 DAY_S: Final = 86_400
-MAX_OPENING_BYTES: Final = 2**28
+MAX_OPENINGS: Final = 16  # requests being fetched at a time
 MAX_QUEUED: Final = 256
 COUNTER_BITS: Final = 16
 
@@ -276,15 +276,31 @@ class Conversation:
     # -- committee duty --------------------------------------------------------------------------------------------
 
     def _opening_asked(self, notice: OpeningNotice, tick: float) -> None:
-        key = (notice.task, notice.round)
-        share = member_duty.stored_answer(self._db, notice)
-        if share is not None:
-            self.send(share)
-        elif key not in self._opening:
-            self._opening.add(key)
-            path = f"opening/{notice.task}/{notice.round}"
-            limit = min(notice.size, MAX_OPENING_BYTES)
-            self.blobs.fetch(path, lambda data, _, error: self._opening_came(notice, data, error), tick, limit=limit)
+        try:
+            share = member_duty.stored_answer(self._db, notice)
+            if share is not None:
+                self.send(share)
+            elif (notice.task, notice.round) not in self._opening:
+                self._fetch_opening(notice, tick)
+        except RemoteProtocolError as refusal:
+            self._opening_refused(notice, refusal)
+
+    def _fetch_opening(self, notice: OpeningNotice, tick: float) -> None:
+        held = self._held.of_round(notice.task, notice.round)
+        if held is None:
+            raise OpeningRefused("this device verified no offer of this round", reason="unknown-offer")
+        limit = member_duty.largest_request(held, len(self._entries(held)))
+        if notice.size > limit:
+            raise OpeningRefused(f"{notice.size} bytes are asked to be read, {limit} at most are true", reason="size")
+        if len(self._opening) >= MAX_OPENINGS:
+            raise OpeningRefused(f"{MAX_OPENINGS} requests are being read already", reason="busy")
+        self._opening.add((notice.task, notice.round))
+        path = f"opening/{notice.task}/{notice.round}"
+        self.blobs.fetch(path, lambda data, _, error: self._opening_came(notice, data, error), tick, limit=notice.size)
+
+    def _entries(self, held: HeldOffer) -> tuple[roster.RosterEntry, ...]:
+        blob = self._held.roster_blob(held.offer.secagg.statement_hash)
+        return roster.from_blob(blob).entries if blob else ()
 
     def _opening_came(self, notice: OpeningNotice, data: bytes, error: BlobError | None) -> None:
         self._opening.discard((notice.task, notice.round))
@@ -294,18 +310,20 @@ class Conversation:
         try:
             request = member_duty.read_request(notice, data)
             held = self._held.find(request.offer_hash)
-            blob = self._held.roster_blob(held.offer.secagg.statement_hash) if held else None
-            entries = roster.from_blob(blob).entries if blob else ()
+            entries = self._entries(held) if held else ()
             share = member_duty.answer(
                 self._db, notice, request, held, device=self._me.device, secret=self._me.epoch_secret,
                 sign_keys={entry.device: entry.sign_key for entry in entries},
             )  # fmt: skip
         except RemoteProtocolError as refusal:
-            self.refuse(refusal.reason, f"opening of round {notice.round} of {notice.task}: {refusal}")
-            self.report(notice.task, notice.round, "opening-refused", refusal.reason, str(refusal))
+            self._opening_refused(notice, refusal)
             return
         self._count("opening", "answered")
         self.send(share)
+
+    def _opening_refused(self, notice: OpeningNotice, refusal: RemoteProtocolError) -> None:
+        self.refuse(refusal.reason, f"opening of round {notice.round} of {notice.task}: {refusal}")
+        self.report(notice.task, notice.round, "opening-refused", refusal.reason, str(refusal))
 
     # -- what goes out ---------------------------------------------------------------------------------------------
 

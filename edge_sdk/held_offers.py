@@ -1,7 +1,8 @@
 """Offers this device verified itself, with the rosters behind them. Kept so that a member can answer after a restart.
 
 Refuses nothing: what is put here was checked by `device_round`. An offer is kept until a later round of its task has
-been over for a week, so an old opening can still be judged.
+been over for a week, so an old opening can still be judged; of more than 64 tasks, the one longest without a new offer
+goes first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from edge_sdk.protocol import codec
 from edge_sdk.protocol.messages import Offer
 
 KEPT_ROUNDS: Final = 64
+KEPT_TASKS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,11 @@ class HeldOffers:
 
     def _prune(self, task: str, round_number: int) -> None:
         self._db.execute("DELETE FROM offers WHERE task = ? AND round < ?", (task, round_number - KEPT_ROUNDS))
+        self._db.execute(
+            "DELETE FROM offers WHERE task NOT IN"
+            " (SELECT task FROM offers GROUP BY task ORDER BY MAX(rowid) DESC LIMIT ?)",
+            (KEPT_TASKS,),
+        )
         used = {self._parse(row[0]).secagg.statement_hash for row in self._db.execute("SELECT frame FROM offers")}
         for (digest,) in self._db.execute("SELECT statement_hash FROM rosters").fetchall():
             if digest not in used:
@@ -56,6 +63,10 @@ class HeldOffers:
         """The offer with this H, if this device verified it."""
         row = self._db.execute("SELECT frame FROM offers WHERE offer_hash = ?", (offer_hash,)).fetchone()
         return HeldOffer(self._parse(row[0]), offer_hash) if row else None
+
+    def of_round(self, task: str, round_number: int) -> HeldOffer | None:
+        """The offer of a round, if this device verified one."""
+        return self.find(self._hash_of(task, round_number))
 
     def newest(self, task: str) -> Offer | None:
         """The offer of the highest round held for a task."""
@@ -72,11 +83,14 @@ class HeldOffers:
     def seen(self, task: str, round_number: int) -> Seen:
         """What `device_round` wants to know about a task and round."""
         uploaded = self._db.execute("SELECT round, offer_hash FROM uploaded WHERE task = ?", (task,)).fetchone()
-        held = self._db.execute(
+        number, digest = uploaded or (0, b"")
+        return Seen(int(number), bytes(digest), self._hash_of(task, round_number))
+
+    def _hash_of(self, task: str, round_number: int) -> bytes:
+        row = self._db.execute(
             "SELECT offer_hash FROM offers WHERE task = ? AND round = ?", (task, round_number)
         ).fetchone()
-        number, digest = uploaded or (0, b"")
-        return Seen(int(number), bytes(digest), bytes(held[0]) if held else b"")
+        return bytes(row[0]) if row else b""
 
     @staticmethod
     def _parse(frame: bytes) -> Offer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Mapping
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -18,6 +19,9 @@ from edge_sdk.protocol import chunks, codec
 from edge_sdk.protocol.errors import OpeningRefused
 from edge_sdk.protocol.messages import OpeningNotice, OpeningRequest, Share, ShareBody
 from edge_sdk.protocol.sealing import seal_to_round
+
+FRAMING_BYTES: Final = 1024
+ENTRY_BYTES: Final = 48 + 64 + 8 * 34 + 64  # name, signature, inclusion proof, field names and lengths
 
 
 def stored_answer(connection: sqlite3.Connection, notice: OpeningNotice) -> Share | None:
@@ -33,6 +37,19 @@ def stored_answer(connection: sqlite3.Connection, notice: OpeningNotice) -> Shar
     if row[0] != notice.digest:
         raise OpeningRefused(f"round {notice.round} of {notice.task} was answered for another list", reason="answered")
     return Share(notice.task, notice.round, bytes(row[1]))
+
+
+def largest_request(held: HeldOffer, roster_size: int) -> int:
+    """Bytes up to which an opening request is read: twice what this offer and a roster of so many devices lead to.
+
+    Twice, so that a request that lists devices again is refused for that.
+    """
+    from edge_sdk.protocol.secagg import client, committee
+    from edge_sdk.protocol.secagg.ring import profile
+
+    terms = held.offer.secagg
+    sealed = client.sealed_share_bytes(profile(terms.profile), committee.plan(len(terms.committee)))
+    return FRAMING_BYTES + 2 * min(terms.n_max, roster_size) * (sealed + ENTRY_BYTES)
 
 
 def read_request(notice: OpeningNotice, blob: bytes) -> OpeningRequest:

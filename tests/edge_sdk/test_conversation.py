@@ -27,8 +27,10 @@ from edge_sdk.protocol.messages import (
     Heartbeat,
     Message,
     Offer,
+    OpeningNotice,
     Receipt,
     Refusal,
+    Report,
     Share,
     State,
 )
@@ -99,16 +101,15 @@ def test_on_every_connect_it_beats_and_asks(desk):
 
 def test_a_state_brings_offers_and_openings_and_the_time(desk):
     offer = desk.fleet.offer()
-    notice, blob = desk.fleet.opening(offer, codec.offer_hash(desk.fleet.frame(offer)), desk.me.name)
+    notice, _ = desk.fleet.opening(offer, codec.offer_hash(desk.fleet.frame(offer)), desk.me.name)
     asked = desk.last(Ask)
     desk.say(State(asked.nonce, NOW + 5000, 1, (desk.fleet.frame(offer),), (notice,), 60))
     assert desk.offers == [offer]
     assert desk.talk.now(0.0) == NOW + 5000, "a clock in 1970 costs nothing"
     desk.talk.turn(2.0, NOW)
-    assert desk.last(Get).path == "opening/churn/1"
-    get = desk.last(Get)
-    desk.say(Block(get.request, get.path, 0, len(blob), True, blob[: get.length]))
     assert desk.refusals() == {"unknown-offer": 1}, "it did not verify that offer itself"
+    assert not desk.talk.blobs.busy
+    assert desk.last(Report).reason == "unknown-offer"
 
 
 def test_a_state_that_was_not_asked_for_is_refused(desk):
@@ -134,6 +135,55 @@ def test_an_opening_is_answered_once_and_with_the_same_bytes(desk):
     shares = [message for message in desk.sent if isinstance(message, Share)]
     assert len(shares) == 2
     assert shares[0] == shares[1]
+
+
+def hold(desk: Desk, number: int = 1, task: str = TASK) -> Offer:
+    offer = msgspec.structs.replace(desk.fleet.offer(number), task=task)
+    desk.talk._held.hold(desk.fleet.frame(offer), offer, desk.fleet.blobs["roster/1"])
+    return offer
+
+
+def test_openings_nobody_offered_or_larger_than_the_roster_allows_are_not_fetched(desk):
+    offer = hold(desk)
+    _, blob = desk.fleet.opening(offer, codec.offer_hash(desk.fleet.frame(offer)), desk.me.name, devices=8)
+    for number in range(2, 500):
+        desk.say(OpeningNotice(TASK, number, 1000, bytes(32)))
+    desk.say(OpeningNotice(TASK, 1, 3 * len(blob), bytes(32)))
+    assert desk.refusals() == {"unknown-offer": 498, "size": 1}
+    assert not desk.talk.blobs.busy
+    desk.say(OpeningNotice(TASK, 1, len(blob), bytes(32)))
+    assert desk.talk.blobs.busy, "all eight devices fit"
+
+
+def test_at_most_sixteen_openings_are_fetched_at_a_time_even_over_reconnects(desk):
+    for number in range(1, 21):
+        hold(desk, number)
+    for _ in range(2):
+        for number in range(1, 21):
+            desk.say(OpeningNotice(TASK, number, 1000, bytes(32)))
+        desk.talk.connection(True, 1.0)
+    assert len(desk.talk.blobs._fetches) == 16
+    assert desk.refusals() == {"busy": 8}
+
+
+def test_offers_of_the_newest_64_tasks_are_held_and_older_ones_go(desk):
+    for number in range(70):
+        hold(desk, task=f"task-{number}")
+    kept = {number for number in range(70) if desk.talk._held.of_round(f"task-{number}", 1)}
+    assert kept == set(range(6, 70))
+
+
+def test_a_round_key_of_low_order_does_not_raise_out_of_an_opening(desk):
+    offer = desk.fleet.offer()
+    offer = msgspec.structs.replace(offer, round_key=offer.round_key[:1184] + bytes(32))
+    frame = desk.fleet.frame(offer)
+    desk.talk._held.hold(frame, offer, desk.fleet.blobs["roster/1"])
+    notice, blob = desk.fleet.opening(offer, codec.offer_hash(frame), desk.me.name)
+    desk.say(notice)
+    desk.talk.turn(2.0, NOW)
+    get = desk.last(Get)
+    desk.say(Block(get.request, get.path, 0, len(blob), True, blob[: get.length]))
+    assert desk.refusals() == {"round-key": 1}
 
 
 def test_a_message_signed_by_another_or_for_another_or_on_the_wrong_topic_is_refused(desk):
