@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -68,6 +70,35 @@ def test_asked_again_it_sends_the_same_bytes_even_after_a_restart(duty):
     duty.db.close()
     duty.db = open_device_db(duty.home / "device.db")
     assert duty.ask(notice, blob) == first
+
+
+def test_of_two_connections_that_answer_at_once_one_answer_counts(duty):
+    notice, blob = duty.opening()
+    start = threading.Barrier(2)
+
+    def race() -> Share:
+        db = open_device_db(duty.home / "device.db")
+        request, held = member_duty.read_request(notice, blob), HeldOffers(db).find(duty.digest)
+        start.wait()
+        try:
+            return member_duty.answer(
+                db, notice, request, held, device=duty.me.name, secret=duty.me.epoch, sign_keys=duty.keys
+            )
+        finally:
+            db.close()
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = [racer.result() for racer in [pool.submit(race), pool.submit(race)]]
+    assert first == second
+    assert duty.db.execute("SELECT sealed FROM answers").fetchall() == [(first.sealed,)]
+    # Whoever comes later with another list, and did not look first, is refused in the transaction.
+    other, theirs = duty.opening(7)
+    with pytest.raises(OpeningRefused) as refused:
+        member_duty.answer(
+            duty.db, other, member_duty.read_request(other, theirs), HeldOffers(duty.db).find(duty.digest),
+            device=duty.me.name, secret=duty.me.epoch, sign_keys=duty.keys,
+        )  # fmt: skip
+    assert refused.value.reason == "answered"
 
 
 def test_another_list_for_the_same_round_is_refused(duty):
