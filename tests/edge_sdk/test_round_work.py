@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import math
 import os
 import resource
 import sqlite3
@@ -22,13 +24,14 @@ from edge_sdk.device_db import TIME_FLOOR, TIME_LATEST, DiskFull, fact, open_dev
 from edge_sdk.device_round import OwnKeys
 from edge_sdk.examples_store import ExamplesStore
 from edge_sdk.outbox import Outbox
-from edge_sdk.privacy.ledger import Ledger
-from edge_sdk.protocol import chunks, codec
+from edge_sdk.privacy.accounting import ORDERS
+from edge_sdk.privacy.ledger import BudgetSpent, Ledger
+from edge_sdk.protocol import chunks, codec, roster
 from edge_sdk.protocol.errors import LocalProtocolError, OfferRefused
 from edge_sdk.protocol.messages import Offer
 from edge_sdk.protocol.sealing import ChunkSealer
 from edge_sdk.protocol.secagg import client, committee, ring
-from edge_sdk.round_work import Device, NotNow, RoundWork, TrainingInput
+from edge_sdk.round_work import Device, NotNow, RoundWork, TrainingInput, spend
 from edge_sdk.training.jobs import Sampling, TrainResult
 
 ME = 3
@@ -203,6 +206,85 @@ def test_a_roster_of_another_authority_or_an_older_epoch_is_refused(bench):
     with pytest.raises(OfferRefused) as refused:
         bench.take_part(bench.fleet.offer(3))
     assert refused.value.reason == "roster"
+
+
+def divergence(order: int, q: float, noise: float) -> float:
+    """The closed sum of Mironov, Talwar, Zhang 2019, section 3.3, term by term."""
+    terms = (
+        math.comb(order, k) * (1 - q) ** (order - k) * q**k * math.exp(k * (k - 1) / (2 * noise**2))
+        for k in range(order + 1)
+    )
+    return math.log(math.fsum(terms)) / (order - 1)
+
+
+def test_the_record_unit_is_charged_for_what_was_sampled(bench):
+    bench.take_part(bench.fleet.offer(unit="record", noise_multiplier=1.5, steps=7))
+    charged = dict(zip(ORDERS, Ledger(bench.db).spent(TASK, "record"), strict=True))
+    small = [order for order in ORDERS if float(order).is_integer() and order <= 20]
+    assert len(small) > 5
+    for order in small:
+        assert charged[order] == pytest.approx(7 * divergence(int(order), 0.5, 1.5), rel=1e-6)
+    bound = min(charged[order] + math.log(1e5) / (order - 1) for order in small)
+    assert 0.5 * bound < Ledger(bench.db).epsilon(TASK, "record", 1e-5) <= bound
+
+
+def test_the_budget_is_looked_at_again_when_the_upload_is_released(tmp_path):
+    bench = Bench(tmp_path, max_epsilon=3.0)
+    offer = bench.fleet.offer()
+    train = bench.work._train
+
+    def meanwhile(given, cancelled):
+        for number in range(50, 90):
+            Ledger(bench.db).charge(TASK, "device", number, spend(offer.privacy, LENGTH, 1.0))
+        return train(given, cancelled)
+
+    bench.work._train = meanwhile
+    with pytest.raises(BudgetSpent):
+        bench.take_part(offer)
+    assert bench.trace() == (0, 0, 40)
+
+
+def test_a_checkpoint_of_another_graph_than_the_offer_s_is_refused_though_the_offer_s_is_locked(bench):
+    other = tabular_classifier(SCHEMA, [5], seed=1)
+    digest = hashlib.sha256(other).digest()
+    bench.fleet.blobs[f"checkpoint/{digest.hex()}"] = other
+    offer = msgspec.structs.replace(bench.fleet.offer(), models=(digest,), model_bytes=len(other))
+    assert bench.locked == offer.graph_digest != graph_digest(other)
+    with pytest.raises(OfferRefused, match="another graph than the offer says") as refused:
+        bench.take_part(offer)
+    assert refused.value.reason == "graph"
+    assert bench.given == []
+
+
+LOW_ORDER = [bytes(32), b"\x01" + bytes(31)]
+
+
+@pytest.mark.parametrize("curve", [*LOW_ORDER, None])
+def test_a_round_key_that_nothing_seals_to_is_found_before_training(bench, curve):
+    offer = bench.fleet.offer()
+    bad = b"\xff" * 1216 if curve is None else offer.round_key[:1184] + curve
+    with pytest.raises(OfferRefused) as refused:
+        bench.take_part(msgspec.structs.replace(offer, round_key=bad))
+    assert refused.value.reason == "round-key"
+    assert bench.given == []
+    assert bench.take_part(offer) > 0
+
+
+@pytest.mark.parametrize("key", LOW_ORDER)
+def test_a_member_key_that_nothing_seals_to_is_found_before_training(bench, key):
+    entries = [m.entry for m in bench.fleet.members]
+    entries[5] = msgspec.structs.replace(entries[5], epoch_key=key)
+    signed = roster.sign(
+        tuple(entries), bench.fleet.authority, fleet=FLEET, epoch=2, beacon=bytes(32), issued_at=NOW - 10,
+        expires_at=NOW + 900,
+    )  # fmt: skip
+    bench.fleet.blobs["roster/2"] = signed.to_blob()
+    offer = bench.fleet.offer()
+    named = {"epoch": 2, "statement_hash": hashlib.sha256(signed.statement).digest()}
+    with pytest.raises(OfferRefused) as refused:
+        bench.take_part(msgspec.structs.replace(offer, secagg=msgspec.structs.replace(offer.secagg, **named)))
+    assert refused.value.reason in ("member-key", "roster"), "by the member's key, or by the roster that names it"
+    assert bench.given == []
 
 
 def test_two_stories_about_one_round_are_refused(bench):
