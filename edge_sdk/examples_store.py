@@ -84,11 +84,7 @@ class ExamplesStore:
         except Exception as error:
             # Whatever one value does when it is read, encoded or nested without end, it costs this example alone.
             self.dropped += 1
-            why = (
-                f"{type(error).__name__}: {error}"
-                if isinstance(error, (TypeError, ValueError))
-                else type(error).__name__
-            )
+            why = error if isinstance(error, (TypeError, ValueError)) else type(error).__name__
             log.warning("an example was not kept: %s; record plain numbers, text and dates", why)
             return None
 

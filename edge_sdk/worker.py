@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TRY_AGAIN_S: Final = 5.0
 BUSY_AGAIN_S: Final = 1.0
 LOOK_AGAIN_S: Final = 20.0
+PROBE_AGAIN_S: Final = 600.0  # a machine too loaded to probe a model needs longer than a lost message
 PATIENCE_S: Final = 0.5
 MAX_FILE_BYTES: Final = 2**31
 
@@ -131,7 +132,7 @@ class Worker:
                 self._report(task, "installed", f"version {model.version} {model.sha256}")
         except UpdateUnavailable as error:
             log.info("task %s: no update now: %s", task, error)
-            again = LOOK_AGAIN_S
+            again = PROBE_AGAIN_S if error.reason == "probe-timeout" else LOOK_AGAIN_S
         except OtaError as error:
             self._refuse(task, 0, "update-refused", f"ota-{error.reason}", error)
         finally:

@@ -2,14 +2,16 @@
 
 Every refusal leaves the active model serving. Bytes that were signed and yet failed are quarantined by hash, so they
 are not fetched again; bytes that did not match their signed hash are not, since the broker may have spoiled them.
+What a full disk or a busy machine interrupted is not the model's fault: the journal keeps it, the next update ends it.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from .errors import ModelRefused, UpdateUnavailable
+from .errors import ModelRefused, OtaError, UpdateUnavailable
 from .probe import ProbeFailed, run_probe
 from .rules import Candidate, ReleaseFeed
 from .slots import Model, Phase, Slots
@@ -33,10 +35,14 @@ class Activation:
 
     def start(self) -> Model | None:
         """Serve what the journal says, and finish what a crash left staged. None where there is no model at all."""
-        if not self._serve_trial():
+        serving = False
+        with contextlib.suppress(OtaError, OSError):  # what does not fit on the disk now is finished by `update`
+            serving = self._serve_trial()
+        if not serving:
             self._serve(self._slots.active())
         if self._slots.phase is Phase.STAGED:
-            self._probe_and_try()
+            with contextlib.suppress(OtaError, OSError):
+                self._probe_and_try()
         return self._slots.serving()
 
     def check(self, now: float) -> Candidate | None:
@@ -58,9 +64,7 @@ class Activation:
             self._slots.refuse(candidate.sha256, error.reason)
             raise
         self._slots.stage(candidate.version, candidate.sha256)
-        refusal = self._probe_and_try()
-        if refusal is not None:
-            raise refusal
+        self._probe_and_try()
         model = self._slots.serving()
         assert model is not None
         return model
@@ -77,26 +81,52 @@ class Activation:
             self._serve(self._slots.active())
 
     def update(self, now: float) -> Model | None:
-        """Check, install and commit in one step, for devices without a trial period. None where nothing is newer."""
-        candidate = self.check(now)
+        """Check, install and commit in one step, for devices without a trial period. None where nothing is newer.
+
+        First ends what an earlier update could not. Raises OtaError and leaves the active model serving.
+        """
+        finished = self._finish()
+        try:
+            candidate = self.check(now)
+        except UpdateUnavailable:
+            if finished is None:
+                raise
+            return finished
         if candidate is None:
-            return None
+            return finished
         self.install(candidate, now)
         self.commit()
         return self._slots.active()
 
-    def _probe_and_try(self) -> ModelRefused | None:
+    def _finish(self) -> Model | None:
+        """Bring a model that is staged or on trial into service for good; None where there is none such."""
+        if self._slots.phase is Phase.IDLE:
+            return None
+        if self._slots.phase is Phase.STAGED:
+            self._probe_and_try()
+        elif not self._serve_trial():
+            return None
+        self.commit()
+        return self._slots.active()
+
+    def _probe_and_try(self) -> None:
+        """Probe what is staged and serve it on trial. Raises ModelRefused, or UpdateUnavailable: it stays staged."""
         staged = self._slots.candidate()
         assert staged is not None
         try:
             self._probe(staged.path)
         except ProbeFailed as failure:
-            self._slots.roll_back(failure.reason)
-            return ModelRefused(str(failure), reason=f"probe-{failure.reason}")
+            if failure.reason == "timeout" and self._slots.timed_out():
+                raise UpdateUnavailable(f"{failure}; it is probed again", reason="probe-timeout") from failure
+            if failure.reason != "timeout":
+                self._slots.roll_back(failure.reason)
+            raise ModelRefused(str(failure), reason=f"probe-{failure.reason}") from failure
+        except OSError as error:
+            self._slots.close()  # nothing of it runs: should the machine go down now, the model is not blamed
+            raise UpdateUnavailable(f"the probe could not be started: {error}", reason="probe-not-started") from error
         self._slots.begin_trial()
-        if self._serve_trial():
-            return None
-        return ModelRefused("the model passed the probe but could not be served", reason="not-served")
+        if not self._serve_trial():
+            raise ModelRefused("the model passed the probe but could not be served", reason="not-served")
 
     def _serve_trial(self) -> bool:
         """Serve the candidate on trial; a failure rolls back. False where none is serving."""

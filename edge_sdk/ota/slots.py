@@ -19,6 +19,7 @@ from .durable import move_durably, removed_on_failure, write_durably
 from .errors import WrongPhase
 
 CRASHES_ALLOWED = 1
+TIMEOUTS_ALLOWED = 2  # a loaded machine times out too: only the third is the model's own fault
 QUARANTINED_KEPT = 64
 JOURNAL = "journal.json"
 
@@ -60,6 +61,7 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     crashes: int = 0
     quarantine: dict[str, str] = {}  # sha256 -> reason, oldest first; msgspec copies an empty default
     outcome: str = "new"
+    timeouts: int = 0  # probes of this candidate that ran into the wall clock
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class Slots:
         with removed_on_failure(self.incoming()):
             self._save(previous=None, outcome="staging")  # the free slot may hold the previous model: forget it first
             move_durably(self.incoming(), self._file(slot))
-            self._save(phase=Phase.STAGED, candidate=entry, running=True, crashes=0, outcome="staged")
+            self._save(phase=Phase.STAGED, candidate=entry, running=True, crashes=0, timeouts=0, outcome="staged")
 
     def begin_trial(self) -> None:
         """The probe passed: serve the candidate, keep the active model."""
@@ -142,6 +144,15 @@ class Slots:
         assert candidate is not None
         self._end(outcome="rolled-back", quarantine=self._quarantined(candidate.sha256, reason))
 
+    def timed_out(self) -> bool:
+        """Count a probe that gave no answer in time. True: the candidate stays staged, to be probed again later."""
+        timeouts = self._journal.timeouts + 1
+        if timeouts > TIMEOUTS_ALLOWED:
+            self.roll_back("timeout")
+            return False
+        self._save(timeouts=timeouts, running=False, outcome="probe-timeout")
+        return True
+
     def revert(self, reason: str) -> None:
         """Go back from the committed model to the one before it (the other slot, else the bundled model)."""
         bad = self._journal.active
@@ -159,7 +170,7 @@ class Slots:
         self._save(quarantine=self._quarantined(sha256, reason), outcome="refused")
 
     def close(self) -> None:
-        """The process ends as it should: a model still on trial is not blamed for it."""
+        """The process ends as it should, or nothing of the candidate runs now: it is not blamed for the end."""
         if self._journal.running:
             self._save(running=False)
 
@@ -204,7 +215,7 @@ class Slots:
             raise WrongPhase(f"a model cannot go from {self.phase} to {to}", reason="phase")
 
     def _end(self, **changes: object) -> None:
-        self._save(phase=Phase.IDLE, candidate=None, running=False, crashes=0, **changes)
+        self._save(phase=Phase.IDLE, candidate=None, running=False, crashes=0, timeouts=0, **changes)
 
     def _save(self, **changes: object) -> None:
         journal = msgspec.structs.replace(self._journal, **changes)

@@ -97,14 +97,14 @@ def test_a_model_that_fails_its_probe_is_quarantined_and_the_active_one_serves(f
     fleet.publish(2)
 
     def refuse(file: Path) -> None:
-        raise ProbeFailed("too slow", reason="timeout")
+        raise ProbeFailed("not a number", reason="not-finite")
 
     slots = fleet.slots()
     device = Activation(TASK, fleet.feed(), slots, fleet.serve, probe=refuse)
     device.start()
     with pytest.raises(ModelRefused) as caught:
         device.update(NOW)
-    assert caught.value.reason == "probe-timeout"
+    assert caught.value.reason == "probe-not-finite"
     assert fleet.version_serving() == 1
     assert slots.phase is Phase.IDLE
     assert device.check(NOW) is None
