@@ -255,6 +255,8 @@ def _task_create(chosen: argparse.Namespace) -> int:
 
     home, config = _opened(chosen)
     created = create(home, config, chosen, now=time.time())
+    for warning in created["warnings"]:
+        print(f"aggregator: warning: {warning}", file=sys.stderr)
     if chosen.json:
         print(json.dumps(created))
         return 0

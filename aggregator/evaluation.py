@@ -38,16 +38,26 @@ class Heldout(NamedTuple):
 def read_heldout(model: bytes, file: Path) -> Heldout:
     """Read labelled records, one JSON object a line, the label under its own name. Raises TaskRefused."""
     try:
+        text = file.read_text()
+    except OSError as error:
+        what = f"cannot read the held-out records {file}: {error.strerror}"
+        raise TaskRefused(what, "give a file that is there with --held-out", reason="heldout") from error
+    except UnicodeDecodeError as error:
+        raise _misfit(file, str(error)) from error
+    try:
         schema = Schema.from_json(metadata(model)[SCHEMA])
-        records = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+        records = [json.loads(line) for line in text.splitlines() if line.strip()]
         answers = [record.pop(schema.label.name) for record in records]
         if not records:
             raise TaskRefused(f"{file} holds no record", "give labelled records, one JSON object a line")
         return Heldout(schema.label.kind, features(schema, records), labels(schema, answers))
-    except (ArtifactError, KeyError, ValueError, AttributeError, OSError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else str(error)
-        hint = "give one JSON object a line, with every field of the model's schema and the label"
-        raise TaskRefused(f"the held-out records in {file} do not fit: {what}", hint, reason="heldout") from error
+    except (ArtifactError, KeyError, ValueError, AttributeError, TypeError) as error:
+        raise _misfit(file, f"no {error}" if isinstance(error, KeyError) else str(error)) from error
+
+
+def _misfit(file: Path, what: str) -> TaskRefused:
+    hint = "give one JSON object a line, with every field of the model's schema and the label"
+    return TaskRefused(f"the held-out records in {file} do not fit: {what}", hint, reason="heldout")
 
 
 def logits(model: bytes, inputs: Mapping[str, npt.NDArray[Any]]) -> Floats:

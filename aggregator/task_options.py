@@ -1,6 +1,7 @@
 """`aggregator task create`: its options, and what it does with them. Every option not given keeps the task's default.
 
-Locks the graph with the offline key before any device hears of the task. Refuses whatever `aggregator.tasks` refuses.
+Locks the graph with the offline key after every check and before any device hears of the task. Refuses whatever
+`aggregator.tasks` refuses, and to lock anything for a name that has a task: its devices would refuse what runs.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Any, Final
 from aggregator import setup, status, tasks
 from aggregator.config import Config, ConfigError
 from aggregator.home import Home
+from aggregator.releases.durable import exclusive
 from aggregator.releases.keys import open_targets_key
 from aggregator.releases.repository import Repository
 from edge_sdk.artifact.graph_lock import graph_digest
-from edge_sdk.artifact.weights import read_vector
 
+DEVICES_ASK: Final = 5  # a device's min_cohort unless its owner sets another
 SPACE: Final = 4  # a locked graph's file may grow so many times: metadata changes from round to round
 
 # (flag, field of TaskSpec, type, what it is)
@@ -37,7 +39,7 @@ OPTIONS: Final[tuple[tuple[str, str, type, str], ...]] = (
     ("--records-per-device", "records_per_device", int, "a round guess: it fixes each step's divisor (default: 500)"),
     ("--steps", "steps", int, "steps a round on the device (default: 10)"),
     ("--learning-rate", "learning_rate", float, "on the device (default: 0.1)"),
-    ("--metric", "metric", str, "auc, accuracy or log_loss (default: auc)"),
+    ("--metric", "metric", str, "auc, accuracy, log_loss or mse (default: auc)"),
     ("--min-improvement", "min_improvement", float, "over the last release; may be negative (default: 0)"),
     ("--release-every", "release_every", int, "rounds between releases (default: 1)"),
     ("--profile", "profile", str, "secure aggregation: P16, P24 or P32 (default: P24)"),
@@ -53,25 +55,38 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def create(home: Path, config: Config, chosen: argparse.Namespace, *, now: float) -> dict[str, Any]:
-    """Check, lock the graph, add the task. Raises TaskRefused, ConfigError, or what the artefact's checks raise."""
+    """Check, lock the graph, add the task. Raises TaskRefused, ModelRefused, HomeRefused, ConfigError, ReleaseError."""
     given = {field: getattr(chosen, field) for _, field, _, _ in OPTIONS if getattr(chosen, field) is not None}
     given |= {name: True for name in ("stewards", "insecure_without_noise") if getattr(chosen, name)}
     spec = tasks.build_spec(name=chosen.name, **given)
     model = _read_model(Path(chosen.model))
-    terms = tasks.settle(spec, length := read_vector(model).size)
-    _lock(home, chosen, model, now)
-    with status.opened(home, config) as (store, _):
-        held_out = Path(chosen.held_out) if chosen.held_out else None
+    held_out = Path(chosen.held_out) if chosen.held_out else None
+    # One at a time: a second command for the same name must find the task, not lock another graph under it.
+    with exclusive(home / "task-create.lock"), status.opened(home, config) as (store, _):
+        checked = tasks.check_task(store, spec, model=model, heldout=held_out)
+        _lock(home, chosen, model, now)
         sha256 = tasks.create_task(store, Home(home), spec, model=model, heldout=held_out, now=now)
-    privacy = status.privacy(terms, length, spec.rounds)
-    return {"name": spec.name, "sha256": sha256, "rounds": spec.rounds, "coordinates": length, "privacy": privacy}
+    privacy = status.privacy(checked.terms, checked.length, spec.rounds)
+    made = {"name": spec.name, "sha256": sha256, "rounds": spec.rounds, "coordinates": checked.length}
+    return {**made, "privacy": privacy, "warnings": _warnings(spec)}
+
+
+def _warnings(spec: tasks.TaskSpec) -> list[str]:
+    """What is allowed and will most likely disappoint."""
+    if spec.n_min >= DEVICES_ASK:
+        return []
+    return [
+        f"n_min is {spec.n_min}, and devices ask for cohorts of at least {DEVICES_ASK} unless their own min_cohort is "
+        "set lower: until then they refuse every offer of this task"
+    ]
 
 
 def _read_model(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"cannot read the model: {error}", "give an ONNX file with --model") from error
+        what = f"cannot read the model {path}: {error.strerror}"
+        raise ConfigError(what, "give an ONNX file with --model") from error
 
 
 def _lock(home: Path, chosen: argparse.Namespace, model: bytes, now: float) -> None:

@@ -1,22 +1,23 @@
 """What a task is, and whether it can run at all: privacy, sizing and cohort are settled before any device hears of it.
 
-Pure but for `create_task`, which writes the first checkpoint and the row. Refuses, with TaskRefused and what would
-make it feasible, a task whose sum could wrap around, whose noise cannot reach its epsilon, or without noise.
+Pure but for `check_task`, which reads, and `create_task`, which writes the first checkpoint and the row. Refuses, with
+TaskRefused and what would make it feasible, a task whose sum could wrap around, whose noise cannot reach its epsilon,
+without noise, or whose metric its held-out records do not give.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
 from aggregator.errors import HomeRefused, TaskRefused
-from aggregator.evaluation import read_heldout
+from aggregator.evaluation import evaluate, read_heldout
 from aggregator.home import Home
 from aggregator.releases.durable import write_durably
 from aggregator.store.rows import TaskRow
@@ -25,6 +26,7 @@ from edge_sdk.artifact.errors import ArtifactError
 from edge_sdk.artifact.safety import check_model
 from edge_sdk.artifact.weights import read_vector
 from edge_sdk.privacy import accounting
+from edge_sdk.protocol import topics
 from edge_sdk.protocol.errors import SizingRefused
 from edge_sdk.protocol.messages import Name, Positive, PrivacyTerms
 from edge_sdk.protocol.quantize import integer_bound, l2_bound
@@ -40,8 +42,9 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """A task as the operator describes it. Times in seconds; give either `noise_multiplier` or `target_epsilon`.
 
     `records_per_device`: a round guess at how many examples a device holds. Record unit: it fixes the divisor of each
-    step, so a device with more examples than that moves the model more. `honest_share`: the part of n_min that is taken to add its noise (device unit). `release_every`: rounds between
-    releases. `min_improvement`: how much better than the last release the metric must be (may be negative).
+    step, so a device with more examples than that moves the model more. `honest_share`: the part of n_min that is
+    taken to add its noise (device unit). `release_every`: rounds between releases. `min_improvement`: how much better
+    than the last release the metric must be (may be negative).
     """
 
     name: Name
@@ -64,7 +67,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     learning_rate: Positive = 0.1
     honest_share: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.8
     stewards: bool = False
-    metric: Literal["auc", "accuracy", "log_loss"] = "auc"
+    metric: Literal["auc", "accuracy", "log_loss", "mse"] = "auc"
     min_improvement: float = 0.0
     release_every: Annotated[int, Meta(ge=1, le=100_000)] = 1
     server_optimizer: Literal["fedavg"] = "fedavg"
@@ -83,6 +86,12 @@ def parse_spec(text: bytes | str) -> TaskSpec:
 
 def build_spec(**fields: Any) -> TaskSpec:
     """A checked task from Python values. Raises TaskRefused naming the field."""
+    if not topics.is_name(str(fields.get("name", ""))):
+        hint = "use 1 to 48 of a-z, 0-9 and '-', with no '-' at either end"
+        raise TaskRefused(f"{fields.get('name')!r} is not a name for a task", hint, reason="spec")
+    for field, value in fields.items():  # JSON knows neither, so they would be taken for a field that was not given
+        if isinstance(value, float) and not math.isfinite(value):
+            raise TaskRefused(f"{field} is {value}", f"give a finite number for {field}", reason="spec")
     return parse_spec(msgspec.json.encode(fields))
 
 
@@ -217,23 +226,51 @@ def _noise_of(terms: PrivacyTerms) -> tuple[float, int]:
     return terms.noise_multiplier, terms.honest
 
 
+class Checked(NamedTuple):
+    """What the checks of a new task found: the update's length, its terms, the held-out records' bytes."""
+
+    length: int
+    terms: PrivacyTerms
+    records: bytes | None
+
+
+def check_task(store: Store, spec: TaskSpec, *, model: bytes, heldout: Path | None) -> Checked:
+    """Everything that can be refused, before anything is written or signed.
+
+    Raises TaskRefused or ModelRefused, or HomeRefused where the name is taken.
+    """
+    if store.task(spec.name):
+        raise HomeRefused(f"there is a task {spec.name!r} already", "choose another name")
+    try:
+        check_model(model)
+        length = int(read_vector(model).size)
+    except ArtifactError as error:
+        hint = "give an ONNX file as the SDK's authoring side publishes it, with --model"
+        raise TaskRefused(f"the model is refused: {error}", hint, reason=error.reason) from error
+    terms = settle(spec, length)
+    if heldout is None:
+        return Checked(length, terms, None)
+    _check_metric(spec, evaluate(model, read_heldout(model, heldout)))
+    return Checked(length, terms, heldout.read_bytes())
+
+
+def _check_metric(spec: TaskSpec, metrics: Mapping[str, float]) -> None:
+    """A metric that is never measured would leave the gate open."""
+    if spec.metric not in metrics:
+        given = ", ".join(sorted(metrics))
+        hint = f"choose with --metric from {given}; auc wants a label of two classes, both among the records"
+        raise TaskRefused(f"the held-out records give no {spec.metric}", hint, reason="metric")
+
+
 def create_task(store: Store, home: Home, spec: TaskSpec, *, model: bytes, heldout: Path | None, now: float) -> str:
     """Check everything, keep the first checkpoint and the held-out records, add the task. Returns the model's SHA-256.
 
-    The service takes the task up within a second. Raises TaskRefused, or HomeRefused where the name is taken.
+    The service takes the task up within a second. Raises as `check_task`.
     """
-    try:
-        check_model(model)
-        length = read_vector(model).size
-    except ArtifactError as error:
-        raise TaskRefused(f"the model is refused: {error}", "publish it again", reason=error.reason) from error
-    settle(spec, length)
-    if store.task(spec.name):
-        raise HomeRefused(f"there is a task {spec.name!r} already", "choose another name")
+    checked = check_task(store, spec, model=model, heldout=heldout)
     home.prepare()
-    if heldout is not None:
-        read_heldout(model, heldout)
-        write_durably(home.heldout_file(spec.name), heldout.read_bytes(), mode=0o600)
+    if checked.records is not None:
+        write_durably(home.heldout_file(spec.name), checked.records, mode=0o600)
     sha256 = hashlib.sha256(model).hexdigest()
     write_durably(home.checkpoint_file(sha256), model)
     kept = home.heldout_file(spec.name).name if heldout is not None else ""

@@ -1,0 +1,133 @@
+"""`task create` signs nothing and writes nothing until every check has passed, and says what would pass."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aggregator import cli
+from aggregator.home import Home
+from aggregator.releases.repository import Repository
+from edge_sdk.artifact.schema import Label, NumberField, Schema
+from edge_sdk.artifact.starter import tabular_classifier
+
+FIELDS = (NumberField("age"), NumberField("calls"))
+BINARY = Schema(FIELDS, Label("churn", "binary", ("no", "yes")))
+CLASSES = Schema(FIELDS, Label("plan", "classes", ("small", "middle", "large")))
+NUMBER = Schema(FIELDS, Label("spend", "number", ()))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+    place = tmp_path / "home"
+    monkeypatch.setenv("AGGREGATOR_HOME", str(place))
+    assert cli.main(["init", str(place), "--fleet", "acme", "--port", "0", "--enrol-port", "0"]) == 0
+    capsys.readouterr()
+    return place
+
+
+def model_file(folder: Path, schema: Schema = BINARY, hidden: tuple[int, ...] = ()) -> Path:
+    path = folder / f"{schema.label.kind}-{len(hidden)}.onnx"
+    path.write_bytes(tabular_classifier(schema, hidden, 0))
+    return path
+
+
+def held_out_file(folder: Path, schema: Schema = BINARY) -> Path:
+    labels = schema.label.names or (1.5, 2.5)
+    records = [{"age": i, "calls": 2 * i, schema.label.name: labels[i % len(labels)]} for i in range(12)]
+    path = folder / f"{schema.label.kind}.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    return path
+
+
+def create(*words: object) -> int:
+    return cli.main(["task", "create", *map(str, words), "--epsilon", "3"])
+
+
+def locked(home: Path, task: str = "churn") -> object:
+    return Repository(Home(home).releases).locked_graph(task)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], code: int) -> tuple[str, str]:
+    assert code == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("aggregator: error: ")
+    assert hint.startswith("aggregator: hint: ")
+    return error, hint
+
+
+def test_a_name_that_is_taken_leaves_the_lock_of_the_running_task(home: Path, tmp_path: Path, capsys) -> None:
+    assert create("churn", "--model", model_file(tmp_path)) == 0
+    before = locked(home)
+    capsys.readouterr()
+    error, _ = refusal(capsys, create("churn", "--model", model_file(tmp_path, hidden=(3,))))
+    assert "already" in error
+    assert locked(home) == before
+
+
+def test_held_out_records_that_do_not_fit_lock_no_graph(home: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "odd.jsonl").write_text('{"age": 1}\n')
+    for name, said in (("odd.jsonl", "do not fit"), ("absent.jsonl", "No such file")):
+        words = ("churn", "--model", model_file(tmp_path), "--held-out", tmp_path / name)
+        error, _ = refusal(capsys, create(*words))
+        assert said in error
+    assert locked(home) is None
+    assert create("churn", "--model", model_file(tmp_path), "--held-out", held_out_file(tmp_path)) == 0
+    assert locked(home) is not None
+
+
+@pytest.mark.parametrize(
+    ("schema", "metric", "offered"),
+    [(CLASSES, "auc", "accuracy"), (NUMBER, "accuracy", "mse"), (BINARY, "mse", "auc")],
+)
+def test_a_metric_that_the_records_do_not_give_is_refused(
+    *, home: Path, tmp_path: Path, capsys, schema, metric, offered
+):
+    words = ("t", "--model", model_file(tmp_path, schema), "--held-out", held_out_file(tmp_path, schema))
+    error, hint = refusal(capsys, create(*words, "--metric", metric))
+    assert f"give no {metric}" in error
+    assert offered in hint
+    assert locked(home, "t") is None
+    assert create(*words, "--metric", offered) == 0
+
+
+def test_auc_of_records_of_one_class_is_refused(home: Path, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "one.jsonl"
+    file.write_text('{"age": 1, "calls": 1, "churn": "no"}\n' * 3)
+    _, hint = refusal(capsys, create("churn", "--model", model_file(tmp_path), "--held-out", file))
+    assert "both among the records" in hint
+
+
+@pytest.mark.parametrize("epsilon", ["nan", "inf", "-inf"])
+def test_an_epsilon_that_is_no_number_is_named(home: Path, tmp_path: Path, capsys, epsilon: str) -> None:
+    words = ["task", "create", "churn", "--model", str(model_file(tmp_path)), f"--epsilon={epsilon}"]
+    error, hint = refusal(capsys, cli.main(words))
+    assert f"target_epsilon is {epsilon}" in error
+    assert "finite" in hint
+
+
+def test_a_name_of_other_letters_is_told_which_letters(home: Path, tmp_path: Path, capsys) -> None:
+    error, hint = refusal(capsys, create("X_Y", "--model", model_file(tmp_path)))
+    assert "'X_Y'" in error
+    assert "a-z, 0-9" in hint
+    assert "[a-z" not in error + hint
+
+
+@pytest.mark.parametrize("content", [b"", b"not onnx", b"\x08\x09\x12\x00", bytes(100)])
+def test_a_file_that_is_not_onnx_is_refused(home: Path, tmp_path: Path, capsys, content: bytes) -> None:
+    (tmp_path / "bad.onnx").write_bytes(content)
+    error, hint = refusal(capsys, create("churn", "--model", tmp_path / "bad.onnx"))
+    assert "the model is refused" in error
+    assert "ONNX" in hint
+    assert locked(home) is None
+
+
+def test_a_cohort_below_what_devices_ask_for_is_warned_of(home: Path, tmp_path: Path, capsys) -> None:
+    assert create("few", "--model", model_file(tmp_path), "--n-min", 4) == 0
+    warning = capsys.readouterr().err
+    assert warning.startswith("aggregator: warning: n_min is 4")
+    assert "min_cohort" in warning
+    assert create("enough", "--model", model_file(tmp_path), "--n-min", 5) == 0
+    assert capsys.readouterr().err == ""
