@@ -184,11 +184,13 @@ class MqttTransport:
         """Disconnect and join the thread. At most two connection timeouts where it is just connecting."""
         self._stopping.set()
         self._wake()
-        if self._thread and self._thread is not threading.current_thread():
+        if self._thread is threading.current_thread():
+            return
+        if self._thread is not None:
             self._thread.join(STOP_S)
-            if not self._thread.is_alive():
-                self._wake_in.close()
-                self._wake_out.close()
+        if self._thread is None or not self._thread.is_alive():
+            self._wake_in.close()
+            self._wake_out.close()
 
     def publish(self, topic: str, payload: bytes, qos: QoS = 1) -> bool:
         """True if taken into the window; False, keep it, where that is full or nobody is connected. Never blocks.

@@ -309,3 +309,14 @@ def test_every_certificate_of_the_chain_is_judged_and_the_youngest_tells_the_tim
     old = made("issuing", "Jan  1 00:00:00 2037 GMT", "Jan  1 00:00:00 2039 GMT")
     with pytest.raises(ssl.SSLCertVerificationError, match="issuing expired"):
         check_dates([leaf, old], 0.0)
+
+
+def test_a_transport_that_never_started_leaves_nothing_open(authority: Authority) -> None:
+    home = authority.directory
+    settings = MqttSettings(
+        host="h", port=1, name="n", ca_file=home / "ca.pem", certificate_file=Path("c"), key_file=Path("k")
+    )
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    transport = MqttTransport(settings, rng=random.Random(1))
+    transport.stop()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
