@@ -57,7 +57,8 @@ class Releases:
     def average(self, task: TaskRow, terms: RoundTerms, total: npt.NDArray[np.int64], devices: int) -> tuple[str, Any]:
         """Write the next checkpoint; (its SHA-256 in hex, what to record of it). Raises ModelRefused, DiskFull."""
         spec, privacy = self.spec(task), terms.offer.privacy
-        rounds = self._store.averaged_rounds(task.name) + 1
+        spent = tasks.rounds_spent(self._store, task.name, privacy.unit)
+        rounds = spent if privacy.unit == "record" else spent + 1  # this round's uploads are in, its sum is not counted
         epsilon = tasks.epsilon_after(privacy, terms.offer.length, rounds)
         parent = terms.offer.models[0].hex()
         words = {
@@ -110,7 +111,7 @@ class Releases:
 
     def _gate(self, task: TaskRow, number: int, metrics: dict[str, float]) -> str:
         spec, last = self.spec(task), self._store.last_release(task.name)
-        done = self._store.averaged_rounds(task.name)
+        done = tasks.rounds_done(self._store, spec)
         if number and done % spec.release_every and done < spec.rounds:
             return f"gate: every {spec.release_every} rounds are released"
         refused = evaluation.gate(metrics, last[3] if last else None, spec.metric, spec.min_improvement)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from aggregator.server_round import Phase
+from aggregator.store.rows import RoundRow
 from edge_sdk.protocol.codec import PREFIX_BYTES, SIGNATURE_BYTES, offer_hash, unpack
 from edge_sdk.protocol.messages import Offer
 from edge_sdk.protocol.sealing import RoundKey
@@ -54,3 +56,23 @@ class RoundTerms:
         """The device's place in the committee, from 1; 0 for everybody else."""
         committee = self.offer.secagg.committee
         return committee.index(device) + 1 if device in committee else 0
+
+    def first_row(self, secret: bytes, now: float) -> RoundRow:
+        """The round as the tables hold it when its offer is about to go out."""
+        each = {"upload_bytes_each": self.upload_bytes, "float32_bytes_each": 4 * self.offer.length}
+        return RoundRow(
+            task=self.offer.task,
+            number=self.offer.round,
+            phase=Phase.OFFERED.value,
+            reason="",
+            frame=self.frame,
+            offer_hash=self.offer_hash,
+            secret=secret,
+            epoch=self.offer.secagg.epoch,
+            opening_ends_at=0,
+            snapshot="",
+            summed=0,
+            phase_since=now,
+            stats={**each, "seconds": {}},
+            waiting="",
+        )

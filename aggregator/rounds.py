@@ -7,12 +7,13 @@ again each second. Refuses what the state machine, the uploads and the openings 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from aggregator import opening_requests
+from aggregator import opening_requests, tasks
 from aggregator.errors import ModelRefused, TaskRefused
 from aggregator.fleet.registry import Registry
 from aggregator.ingest import Ingest
@@ -37,19 +38,21 @@ from aggregator.server_round import (
     SumRefused,
     Tick,
     resume,
+    said_why,
     step,
     waiting_for,
 )
 from aggregator.store.rows import RoundRow, TaskRow
 from aggregator.store.store import Store
 from edge_sdk.protocol.codec import EVERYBODY
-from edge_sdk.protocol.errors import RemoteProtocolError, UnexpectedMessage, WrongSum
+from edge_sdk.protocol.errors import LocalProtocolError, RemoteProtocolError, UnexpectedMessage, WrongSum
 from edge_sdk.protocol.messages import Ack, Done, Grant, Hello, ModelHint, OpeningNotice, Receipt, Report, Share
 
 NOTICE_S: Final = 3.0
 OFFER_S: Final = 15.0
 RETRY_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 60.0
+MOST_REASONS: Final = 8  # devices choose the words
 DECLINES: Final = {"offer-refused", "training-failed", "round-failed"}  # words of the device's reports
 
 Outcome = tuple[Event, Callable[[], None]]
@@ -81,6 +84,7 @@ class _Live:
     notified_at: float = 0.0
     offered_at: float = 0.0
     waiting: str = ""
+    refused: dict[str, str] = field(default_factory=dict)  # device -> why it does not take part
 
 
 class Rounds:
@@ -175,11 +179,20 @@ class Rounds:
         self._say_why(live, devices)
 
     def _say_why(self, live: _Live, devices: frozenset[str]) -> None:
-        if live.state.phase not in FINAL and (why := waiting_for(live.state, devices)) != live.waiting:
+        if live.state.phase in FINAL:
+            return
+        why = waiting_for(live.state, devices)
+        if live.state.phase in TAKING and live.refused:
+            why += f"; devices that refuse: {said_why(live.stats['refused'])}"
+        if why != live.waiting:
             live.waiting = why
-            self._store.set_round(*live.terms.name, waiting=why)
+            self._store.set_round(*live.terms.name, waiting=why, stats=live.stats)
 
     def _begin(self, task: TaskRow, now: float, devices: frozenset[str]) -> None:
+        spec = self._releases.spec(task)
+        if tasks.rounds_done(self._store, spec) >= spec.rounds:
+            self._store.set_task(task.name, status="done")
+            return
         number = self._store.last_number(task.name) + 1
         if number == 1 and self._store.value(f"first-release:{task.name}") is None:
             self._release_first(task, now)
@@ -192,23 +205,7 @@ class Rounds:
         self._set_reason(task, "")
         frame = self._post.frame(offer, EVERYBODY)
         terms = RoundTerms.read(frame, secret, {e.device: e.sign_key for e in roster.entries})
-        stats = {"upload_bytes_each": terms.upload_bytes, "float32_bytes_each": 4 * offer.length, "seconds": {}}
-        row = RoundRow(
-            task=task.name,
-            number=number,
-            phase=Phase.OFFERED.value,
-            reason="",
-            frame=frame,
-            offer_hash=terms.offer_hash,
-            secret=secret,
-            epoch=offer.secagg.epoch,
-            opening_ends_at=0,
-            snapshot="",
-            summed=0,
-            phase_since=now,
-            stats=stats,
-            waiting="",
-        )
+        row = terms.first_row(secret, now)
         self._store.add_round(row)
         live = self._read(row)
         self._open[task.name] = live
@@ -307,7 +304,9 @@ class Rounds:
 
     def _prepare(self, live: _Live) -> Outcome:
         total = self._ingest.close_round(*live.terms.name).total
-        assert total.count == len(live.state.accepted), "the sum holds the accepted uploads and no other"
+        if total.count != len(live.state.accepted):
+            what = f"the sum holds {total.count} uploads, {len(live.state.accepted)} were accepted"
+            raise LocalProtocolError(what, reason="count")
         spec = self._releases.spec(self._task(live.state.task))
         return Prepared(int(self._clock()) + spec.opening_s), _nothing
 
@@ -352,13 +351,14 @@ class Rounds:
         """Forget the round key and all that was sent; say when the task goes on."""
         (name, number), now = live.terms.name, self._clock()
         self._ingest.forget_round(name, number)
-        task, spec = self._task(name), self._releases.spec(self._task(name))
-        done = self._store.averaged_rounds(name) >= spec.rounds
+        spec = self._releases.spec(self._task(name))
+        # Only this is written: a `task stop` may have come since the row was read.
+        ends = {"status": "done"} if tasks.rounds_done(self._store, spec) >= spec.rounds else {}
         pause = spec.pause_s if live.state.phase is Phase.RELEASED else self._pause(name)
         with self._store.transaction():
             self._store.forget_uploads(name, number)
             self._store.set_round(name, number, secret=None, waiting="")
-            self._store.set_task(name, not_before=now + pause, status="done" if done else task.status)
+            self._store.set_task(name, not_before=now + pause, **ends)
             self._store.log(now, "round", name, number, phase=live.state.phase.value, **live.stats)
         self._store.truncate_log()
         del self._open[name]
@@ -427,10 +427,15 @@ class Rounds:
         self._store.log(self._clock(), "answer", *live.terms.name, device=device, answers=len(live.state.answered))
 
     def report(self, device: str, report: Report) -> None:
-        """A device that will not take part is not waited for."""
+        """A device that will not take part is not waited for, and the operator is told why it will not."""
         live = self._open.get(report.task)
-        if live is not None and live.state.number == report.round and report.event in DECLINES:
-            self._step(live, Declined(device))
+        if live is None or live.state.number != report.round or report.event not in DECLINES:
+            return
+        if live.state.phase in TAKING and device in live.state.invited - live.state.accepted:
+            live.refused[device] = report.reason or report.event
+            counts = Counter(live.refused.values()).most_common(MOST_REASONS)
+            live.stats = {**live.stats, "refused": dict(counts)}
+        self._step(live, Declined(device))
 
     def note(self, device: str, report: Report, now: float) -> None:
         """Keep what a device says of itself among the events, for whoever watches."""

@@ -6,7 +6,7 @@ after. Refuses, with UnexpectedMessage and a reason, whatever a device may not d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final
@@ -162,6 +162,11 @@ def waiting_for(state: Round, live: frozenset[str]) -> str:
     if state.phase is Phase.OPENING:
         return f"{len(state.answered)} of {state.needed} committee answers" + (state.reason and f" ({state.reason})")
     return state.reason
+
+
+def said_why(refused: Mapping[str, int]) -> str:
+    """Counts of devices by their reason, in a few words."""
+    return ", ".join(f"{count} {reason}" for reason, count in refused.items())
 
 
 def _move(state: Round, phase: Phase, **changes: Any) -> Round:

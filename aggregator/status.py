@@ -12,6 +12,7 @@ from aggregator.config import Config
 from aggregator.errors import TaskRefused
 from aggregator.fleet.registry import Registry
 from aggregator.home import Home
+from aggregator.server_round import said_why
 from aggregator.store.rows import RoundRow, TaskRow
 from aggregator.store.schema import open_database
 from aggregator.store.store import Store
@@ -53,19 +54,20 @@ def _task(home: Path, store: Store, row: TaskRow, now: float) -> Status:
     rounds = store.rounds(row.name, last=ROUNDS_SHOWN)
     terms, length = _terms(home, spec, row, rounds)
     release = store.last_release(row.name)
+    spent = tasks.rounds_spent(store, row.name, spec.unit)
     return {
         "name": row.name,
         "status": row.status,
         "reason": row.reason,
-        "rounds_done": store.averaged_rounds(row.name),
+        "rounds_done": tasks.rounds_done(store, spec),
         "rounds_wanted": spec.rounds,
         "phase": rounds[-1].phase if rounds else "waiting",
         "waiting": rounds[-1].waiting if rounds else "for the first round",
         "phase_s": round(max(0.0, now - rounds[-1].phase_since), 1) if rounds else 0.0,
         "metric_name": spec.metric,
-        "privacy": privacy(terms, length, store.averaged_rounds(row.name)),
+        "privacy": privacy(terms, length, spent),
         "release": None if release is None else {"version": release[0], "sha256": release[2], "metric": release[3]},
-        "rounds": _rounds(store, rounds, spec.metric, terms, length),
+        "rounds": _rounds(store, rounds, spec, (terms, length), spent),
     }
 
 
@@ -97,18 +99,23 @@ def privacy(terms: PrivacyTerms | None, length: int, rounds: int) -> Status:
     }
 
 
-def _rounds(store: Store, rows: list[RoundRow], metric: str, terms: PrivacyTerms | None, length: int) -> list[Status]:
-    """Every round shown, with the epsilon spent up to it: only an opened round costs."""
-    shown, opened_before = [], 0
-    for row in rows:
+def _rounds(
+    store: Store, rows: list[RoundRow], spec: tasks.TaskSpec, terms: tuple[PrivacyTerms | None, int], spent: int
+) -> list[Status]:
+    """Every round shown, with the epsilon spent up to it; `spent`: rounds that count, those before the shown included.
+
+    Record unit: a round costs that took an upload. Device unit: only an opened round does.
+    """
+    shown = []
+    for row in reversed(rows):
         checkpoint = store.checkpoint(row.task, row.number)
-        opened_before += checkpoint is not None
-        spent = privacy(terms, length, opened_before).get("epsilon")
-        shown.append(_round(store, row, checkpoint[1].get(metric) if checkpoint else None, spent))
-    return shown
+        entry = _round(store, row, checkpoint[1].get(spec.metric) if checkpoint else None)
+        shown.append({**entry, "epsilon": privacy(*terms, spent).get("epsilon")})
+        spent -= bool(entry["devices_in"]) if spec.unit == "record" else checkpoint is not None
+    return shown[::-1]
 
 
-def _round(store: Store, row: RoundRow, metric: float | None, spent: float | None) -> Status:
+def _round(store: Store, row: RoundRow, metric: float | None) -> Status:
     uploads = store.uploads(row.task, row.number, "accepted", "summed")
     return {
         "round": row.number,
@@ -118,7 +125,7 @@ def _round(store: Store, row: RoundRow, metric: float | None, spent: float | Non
         "devices_in": len(uploads),
         "devices": [upload.device for upload in uploads],
         "metric": metric,
-        "epsilon": spent,
+        "refused": row.stats.get("refused", {}),
         "upload_bytes": row.stats.get("upload_bytes_each"),
         "float32_bytes": row.stats.get("float32_bytes_each"),
         "version": row.stats.get("version"),
@@ -166,6 +173,9 @@ def task_lines(task: Status) -> list[str]:
     if release:
         metric = "" if release["metric"] is None else f", {task['metric_name']} {release['metric']:.4f}"
         text.append(f"  release {release['version']}{metric}, sha256 {release['sha256'][:16]}")
+    refused = next((entry for entry in reversed(task["rounds"]) if entry["refused"]), None)
+    if refused:
+        text.append(f"  devices that took no part in round {refused['round']}: {said_why(refused['refused'])}")
     if task["privacy"]:
         text.append(f"  privacy: {privacy_line(task['privacy'])}")
     return text

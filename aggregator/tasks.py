@@ -177,6 +177,19 @@ def epsilon_after(terms: PrivacyTerms, length: int, rounds: int) -> float | None
     return accounting.epsilon(accounting.compose([spend(terms, length)] * rounds), terms.delta)
 
 
+def rounds_spent(store: Store, task: str, unit: str) -> int:
+    """How many rounds count against epsilon: where it holds against the aggregator itself, each that sent it anything.
+
+    The device unit holds thanks to the mask, so only an opened sum counts.
+    """
+    return store.uploaded_rounds(task) if unit == "record" else store.averaged_rounds(task)
+
+
+def rounds_done(store: Store, spec: TaskSpec) -> int:
+    """Rounds that are over and count: after `spec.rounds` of them the task's epsilon is spent."""
+    return store.uploaded_rounds(spec.name, over=True) if spec.unit == "record" else store.averaged_rounds(spec.name)
+
+
 def _step(spec: TaskSpec, length: int, noise: float, honest: int) -> float:
     """The finest power of two that fits: as many steps in a clip as the noise needs, then what the profile holds."""
     wanted = 2.0**MOST_STEPS

@@ -185,8 +185,17 @@ class Store:
         return (rows[0][0], json.loads(rows[0][1])) if rows else None
 
     def averaged_rounds(self, task: str) -> int:
-        """How many rounds have been opened into a checkpoint: what the privacy ledger counts."""
+        """How many rounds have been opened into a checkpoint."""
         return int(self._rows("SELECT count(*) FROM checkpoints WHERE task = ? AND number > 0", task)[0][0])
+
+    def uploaded_rounds(self, task: str, *, over: bool = False) -> int:
+        """How many rounds took at least one upload, opened or not; `over`: without the one that still may open."""
+        found = (
+            "SELECT count(*) FROM rounds WHERE task = ? AND (NOT ? OR phase IN ('averaged', 'released', 'aborted')) AND"
+            " EXISTS (SELECT 1 FROM uploads WHERE uploads.task = rounds.task AND uploads.number = rounds.number"
+            " AND uploads.state IN ('accepted', 'summed'))"
+        )
+        return int(self._rows(found, task, over)[0][0])
 
     def add_release(
         self, task: str, version: int, *, number: int, sha256: str, metric: float | None, at: float
