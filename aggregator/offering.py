@@ -1,6 +1,7 @@
 """What goes into a round's offer: the roster in force, the committee that follows from it, the task's terms.
 
 Issues a new roster only while no round is taking uploads: devices refuse an epoch below the highest they have seen.
+Where one is due, no further round begins until those have ended: else two tasks in turn would put it off for ever.
 Changed epoch keys alone bring a new roster at most once an hour: every roster draws the committee anew, and no device
 may ask for draws until it likes one. Refuses, with TaskRefused, a round for which the fleet is too small or not enough
 devices are live.
@@ -43,13 +44,19 @@ class Offering:
         return "Offering(...)"
 
     def roster(self, now: float, until: float, *, may_issue: bool) -> SignedRoster:
-        """The roster in force until then, signed anew where the fleet changed or it nears its end."""
+        """The roster in force until then, signed anew where the fleet changed or it nears its end.
+
+        Raises TaskRefused "roster-due" where it should be and `may_issue` says that a round is taking uploads.
+        """
         current = self._registry.signed_roster()
         wanted = self._registry.entries()
         if not wanted:
             raise TaskRefused("no device is enrolled", "enrol devices: `aggregator enroll-token`", reason="no-devices")
-        if current is not None and (not may_issue or _good(current, wanted, now, until)):
+        if current is not None and _good(current, wanted, now, until):
             return current
+        if current is not None and not may_issue:
+            what = "the fleet has changed: the rounds that are open end first, then a new roster is signed"
+            raise TaskRefused(what, "wait for the end of their windows", reason="roster-due")
         return self._registry.issue_roster(self._roster_key, now=now, beacon=lambda: self._entropy(BEACON_BYTES))
 
     def offer(
