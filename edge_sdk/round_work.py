@@ -172,9 +172,8 @@ class RoundWork:
         if examples < self._config.min_examples or examples * terms.sample_rate < 1:
             least = max(self._config.min_examples, math.ceil(1 / terms.sample_rate))
             raise NotNow(f"{examples} examples of {offer.task}, {least} are needed", reason="examples")
-        q = batch_size(terms, examples) / examples
         try:
-            self._check_budget(offer, spend(terms, offer.length, q))
+            self._check_budget(offer, spend(terms, offer.length, terms.sample_rate))
         except BudgetSpent as error:
             raise OfferRefused(str(error), reason="privacy") from error
 
@@ -275,24 +274,24 @@ class RoundWork:
         return upload.encode()
 
 
-def batch_size(terms: PrivacyTerms, examples: int) -> int:
-    """Expected examples a step: rounded down, so that no more is sampled than the offer states."""
-    return max(1, int(terms.sample_rate * examples))
-
-
 def training_plan(terms: PrivacyTerms, examples: int) -> TrainingPlan:
-    """How this round trains on this device's examples."""
+    """How this round trains on this device's examples.
+
+    Record unit: rate and divisor are the offer's own, so that the update does not betray how many examples there are.
+    """
     from edge_sdk.training.jobs import TrainingPlan
 
-    record = terms.unit == "record" and not terms.insecure_without_noise
+    by_record = terms.unit == "record"
+    noisy = by_record and not terms.insecure_without_noise
     return TrainingPlan(
         unit=terms.unit,
         learning_rate=terms.learning_rate,
         steps=terms.steps,
-        batch_size=batch_size(terms, examples),
+        batch_size=terms.expected_batch if by_record else max(1, int(terms.sample_rate * examples)),
         max_grad_norm=terms.max_grad_norm,
-        noise_multiplier=terms.noise_multiplier if record else 0.0,
+        noise_multiplier=terms.noise_multiplier if noisy else 0.0,
         insecure_without_noise=terms.insecure_without_noise,
+        sample_rate=terms.sample_rate if by_record else None,
     )
 
 

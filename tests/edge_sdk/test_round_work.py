@@ -116,7 +116,9 @@ def test_what_is_released_opens_under_the_round_key_and_is_signed_by_the_device(
 def test_the_training_is_what_the_offer_says_and_noise_of_the_record_unit_is_added_there(bench):
     bench.take_part(bench.fleet.offer(unit="record", noise_multiplier=1.5, sample_rate=0.3))
     plan = bench.given[0].plan
-    assert (plan.unit, plan.noise_multiplier, plan.batch_size, plan.steps) == ("record", 1.5, 9, 2)
+    # Neither the rate nor the divisor may follow the number of examples: the update would betray it.
+    assert (plan.unit, plan.noise_multiplier, plan.steps) == ("record", 1.5, 2)
+    assert (plan.sample_rate, plan.batch_size) == (0.3, 50)
     assert bench.given[0].features["features"].shape == (30, 2)
     bench.take_part(bench.fleet.offer(2, unit="device"))
     assert (bench.given[1].plan.unit, bench.given[1].plan.noise_multiplier) == ("device", 0.0)
