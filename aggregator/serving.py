@@ -1,11 +1,13 @@
 """`aggregator serve`: broker, enrolment listener and rounds in one process, until SIGTERM or Ctrl-C.
 
 Starts them in that order and stops them in reverse, whatever fails. The broker's list of devices follows the registry:
-at once for a device that enrols, within a second for one that is revoked from another process.
+at once for a device that enrols, within a second for one that is revoked from another process. Refuses a home that
+another process serves.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import random
@@ -21,6 +23,7 @@ from typing import Final, Literal, cast
 from aggregator import status
 from aggregator.broker import Broker
 from aggregator.config import Config
+from aggregator.errors import HomeRefused
 from aggregator.fleet.authority import AGGREGATOR, Authority, open_authority
 from aggregator.fleet.bootstrap import BootstrapListener
 from aggregator.fleet.registry import Registry
@@ -34,6 +37,7 @@ log = logging.getLogger(__name__)
 WATCH_S: Final = 0.5
 CRL_EVERY_S: Final = 86_400.0
 LIVE_S: Final = 0.5
+LOCK: Final = "serve.lock"
 WINDOW: Final = 64  # one connection serves every device: blocks to many must not queue behind eight
 RECONNECT_S: Final = 5.0  # our own broker, just restarted: no crowd to be polite to
 Kind = Literal["auto", "mosquitto", "nats"]
@@ -105,10 +109,11 @@ class FleetDoor:
 def serve(home: Path, config: Config, *, live: bool) -> int:
     """Run until told to stop; the exit code. `live`: a table that is drawn anew, else a line for every change."""
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    _log_to(home / "aggregator.log")
     with ExitStack() as stack:
+        stack.enter_context(only_one(home))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        _log_to(home / "aggregator.log")
         _open_doors(stack, home, config, stop)
         ended = stack.enter_context(_rounds(home, config, stop))
         sys.stdout.write(f"aggregator: fleet {config.fleet}, broker on {config.host}:{config.port}\n")
@@ -118,6 +123,25 @@ def serve(home: Path, config: Config, *, live: bool) -> int:
     if ended:
         raise ended[0]
     return 0
+
+
+@contextmanager
+def only_one(home: Path) -> Iterator[None]:
+    """Keep every other `serve` off this home: it would take our broker for one left behind. Raises HomeRefused."""
+    descriptor = os.open(home / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        what = f"another aggregator serves this home (pid {pid})"
+        raise HomeRefused(what, "stop that one first, or name another home with --home", reason="served") from None
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)  # the lock goes with it; the file stays, so that nobody locks an unlinked one
 
 
 def _log_to(path: Path) -> None:

@@ -76,7 +76,7 @@ class BootstrapListener:
         except OSError as error:
             raise BootstrapError(
                 f"cannot listen on {host}:{port}: {error.strerror}",
-                "choose another bootstrap port",
+                "stop what listens there, or set another enrol_port in aggregator.toml",
                 reason="port-taken",
             ) from error
         self.port = int(self._server.server_address[1])
