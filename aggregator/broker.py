@@ -141,7 +141,7 @@ class Broker:
             if self._listening():
                 raise BrokerError(
                     f"port {self.port} on {self.host} is taken by another program",
-                    "stop it, or choose another port",
+                    "stop it, or set another port in aggregator.toml",
                     reason="port-taken",
                 )
             self._stopping.clear()
@@ -238,12 +238,21 @@ class Broker:
             log.warning("the %s broker ended; starting it again in %.1f s", self.kind, backoff)
             if self._stopping.wait(backoff):
                 return
-            with self._lock:
-                if self._stopping.is_set():
-                    return
-                self._spawn()
-            self.restarts += 1
+            if self._respawned():
+                self.restarts += 1
             backoff, started = min(backoff * 2, BACKOFF_LAST_S), self._monotonic()
+
+    def _respawned(self) -> bool:
+        """Start the child again unless we are stopping. A full disk must not end the watch: the next turn tries."""
+        with self._lock:
+            if self._stopping.is_set():
+                return False
+            try:
+                self._spawn()
+            except OSError as error:
+                log.error("the %s broker cannot be started: %s; trying again", self.kind, error)
+                return False
+        return True
 
     def _stop_stale(self) -> None:
         """End a broker that a killed aggregator left behind. It is ours if its command line names our configuration."""
