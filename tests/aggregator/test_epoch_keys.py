@@ -7,6 +7,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from small_fleet import SmallFleet, public
 from test_service_rounds import ended, offer_of, raised, start
 
+from aggregator.errors import TaskRefused
 from aggregator.offering import REKEY_S, epoch_of
 from edge_sdk.protocol.messages import EpochKey
 
@@ -71,12 +72,17 @@ def test_a_device_that_leaves_brings_a_new_roster_at_once_with_the_changed_keys(
     assert second.entries[0].epoch_key == key
 
 
-def test_no_roster_is_issued_while_a_round_takes_uploads(fleet):
-    first = issued(fleet)
+def test_no_roster_is_issued_while_a_round_takes_uploads_and_no_round_begins_while_one_is_due(fleet):
+    first, offering = issued(fleet), fleet.service._rounds._offering
+    assert offering.roster(fleet.now, fleet.now + 100, may_issue=False) == first
     fleet.service.registry.revoke("device-5", now=fleet.now)
     fleet.service.registry.set_epoch_key("device-0", fresh())
     later = fleet.now + 2 * REKEY_S
-    assert fleet.service._rounds._offering.roster(later, later + 100, may_issue=False) == first
+    with pytest.raises(TaskRefused) as refused:
+        offering.roster(later, later + 100, may_issue=False)
+    assert refused.value.reason == "roster-due"
+    assert fleet.service.registry.signed_roster() == first
+    assert epoch_of(offering.roster(later, later + 100, may_issue=True)) == 2
 
 
 def test_a_roster_is_renewed_when_two_thirds_of_its_life_are_over(fleet):
