@@ -1,4 +1,4 @@
-"""`aggregator init | serve | enroll-token | devices | task | status | demo`.
+"""`aggregator init | serve | enroll-token | devices | task | status | renew | demo`.
 
 Says what went wrong in one line and the remedy in another, and exits with 2. Never shows a traceback for what an
 operator can put right.
@@ -7,6 +7,7 @@ operator can put right.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -21,6 +22,14 @@ from aggregator.config import Config, ConfigError
 
 UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 FAILED: Final = 2
+OS_HINT: Final = "see that the file or folder is there and that you may use it"
+OS_HINTS: Final = {
+    errno.ENOENT: "see that the path is right; a home that lost files is restored from a copy",
+    errno.EACCES: "run this as the user that owns the file",
+    errno.EPERM: "run this as the user that owns the file",
+    errno.ENOSPC: "free space on the disk, then run this again",
+    errno.EADDRINUSE: "stop the program that holds the port, or set another one in aggregator.toml",
+}
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -46,12 +55,25 @@ def _is_ours(error: Exception) -> bool:
 
 
 def _complain(error: Exception) -> int:
-    message = str(error) or type(error).__name__
+    message, hint = _said(error)
     print(f"aggregator: error: {message[:1].lower()}{message[1:]}", file=sys.stderr)
+    print(f"aggregator: hint: {hint}", file=sys.stderr)
+    return FAILED
+
+
+def _said(error: Exception) -> tuple[str, str]:
+    """What went wrong, and what to do about it."""
+    message = str(error) or type(error).__name__
     hint = getattr(error, "hint", "") or getattr(error, "remedy", "")
     if hint:
-        print(f"aggregator: hint: {hint}", file=sys.stderr)
-    return FAILED
+        return message, hint
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or message}", OS_HINTS.get(error.errno or 0, OS_HINT)
+    if getattr(error, "reason", "") == "wrong-passphrase":
+        return message, "give the file with the passphrase that `aggregator init` was given, with --passphrase-file"
+    what, _, remedy = message.rpartition(": ")  # the release repository says both in one sentence
+    return (what, remedy) if what else (message, "see `aggregator --help`, and aggregator.log in the home")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -108,10 +130,13 @@ def _add_fleet(commands: Any) -> None:
     devices.add_argument("--json", action="store_true")
     shown = _add(commands, "status", _status, "rounds, what they wait for, privacy spent, refusals")
     shown.add_argument("--json", action="store_true")
+    renew = _add(commands, "renew", _renew, "sign root and targets anew: targets within 90 days, root within a year")
+    renew.add_argument("--offline", help="folder of the offline keys (default: HOME/offline)")
+    renew.add_argument("--passphrase-file", help="default: the one that init drew")
 
 
 def _add_tasks(commands: Any) -> None:
-    parser = commands.add_parser("task", help="create, list or stop a learning task")
+    parser = commands.add_parser("task", help="create, list, stop or resume a learning task")
     actions = parser.add_subparsers(metavar="ACTION", required=True, parser_class=_Parser)
     create = _add(actions, "create", _task_create, "start learning: the service takes it up within a second")
     create.add_argument("name", metavar="NAME")
@@ -127,6 +152,8 @@ def _add_tasks(commands: Any) -> None:
     listed.add_argument("--json", action="store_true")
     stop = _add(actions, "stop", _task_stop, "no further rounds; the one that runs is finished")
     stop.add_argument("name", metavar="NAME")
+    resume = _add(actions, "resume", _task_resume, "go on with a task that was stopped")
+    resume.add_argument("name", metavar="NAME")
 
 
 def _add_demo(commands: Any) -> None:
@@ -250,6 +277,16 @@ def _status(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _renew(chosen: argparse.Namespace) -> int:
+    from aggregator.renewal import renew
+
+    home, _ = _opened(chosen)
+    offline = Path(chosen.offline) if chosen.offline else setup.offline_directory(home)
+    days = renew(home, offline, chosen.passphrase_file, now=time.time())
+    print("signed anew: " + ", ".join(f"{role} for {left} days" for role, left in days.items()))
+    return 0
+
+
 def _task_create(chosen: argparse.Namespace) -> int:
     from aggregator.task_options import create
 
@@ -278,13 +315,27 @@ def _task_list(chosen: argparse.Namespace) -> int:
 
 
 def _task_stop(chosen: argparse.Namespace) -> int:
-    home, config = _opened(chosen)
-    with status.opened(home, config) as (store, _):
-        if store.task(chosen.name) is None:
-            raise ConfigError(f"there is no task {chosen.name!r}", "see `aggregator task list`")
-        store.set_task(chosen.name, status="paused", reason="stopped by the operator")
-    print(f"task {chosen.name} is stopped")
+    _set_running(chosen, "paused", "stopped by the operator")
+    print(f"task {chosen.name} is stopped; `aggregator task resume {chosen.name}` goes on with it")
     return 0
+
+
+def _task_resume(chosen: argparse.Namespace) -> int:
+    _set_running(chosen, "active", "")
+    print(f"task {chosen.name} goes on")
+    return 0
+
+
+def _set_running(chosen: argparse.Namespace, status_: str, reason: str) -> None:
+    home, config = _opened(chosen)
+    with status.opened(home, config) as (store, _), store.transaction():
+        task = store.task(chosen.name)
+        if task is None:
+            raise ConfigError(f"there is no task {chosen.name!r}", "see `aggregator task list`")
+        if task.status not in ("active", "paused"):
+            hint = "its privacy budget is meant for those rounds: create a task of another name for more"
+            raise ConfigError(f"task {chosen.name} has ended: it is {task.status}", hint)
+        store.set_task(chosen.name, status=status_, reason=reason)
 
 
 def _demo(chosen: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aggregator import cohort, tasks
+from aggregator import cohort, renewal, tasks
 from aggregator.config import Config
 from aggregator.errors import TaskRefused
 from aggregator.fleet.registry import Registry
@@ -45,6 +45,7 @@ def gather(home: Path, store: Store, registry: Registry, now: float) -> Status:
         "fleet": registry.fleet,
         "devices": {"active": len(active), "live": len(live & set(active)), "revoked": len(devices) - len(active)},
         "tasks": [_task(home, store, row, now) for row in store.tasks()],
+        "offline_roles_days": renewal.days_left(home, now),
         "refusals": {f"{kind}/{reason}": count for (kind, reason), count in sorted(store.refusals().items())},
     }
 
@@ -160,6 +161,8 @@ def lines(status: Status) -> list[str]:
         text += task_lines(task)
     if not status["tasks"]:
         text.append("no tasks yet: aggregator task create NAME --model FILE.onnx --held-out FILE.jsonl")
+    if reminder := renewal.reminder(status["offline_roles_days"]):
+        text.append(reminder)
     refused = ", ".join(f"{count} {reason}" for reason, count in status["refusals"].items())
     return [*text, f"refused messages: {refused or 'none'}"]
 

@@ -162,9 +162,9 @@ def open_authority(directory: Path, *, now: float) -> Authority:
             for name in ("roster.key", "sign.key")
         )
     except (FileNotFoundError, ValueError) as error:
-        raise AuthorityRefused(
-            f"{directory} holds no whole authority ({error})", "run `aggregator init`", reason="missing"
-        ) from error
+        lost = f"{error.filename} is missing" if isinstance(error, FileNotFoundError) else str(error)
+        hint = "restore the home from a copy; `aggregator init` makes a new fleet in another directory"
+        raise AuthorityRefused(f"{directory} holds no whole authority: {lost}", hint, reason="missing") from error
     if not (
         isinstance(key, ec.EllipticCurvePrivateKey)
         and isinstance(roster, ed25519.Ed25519PrivateKey)

@@ -186,6 +186,12 @@ class Repository:
             _write_signed(self._metadata, "root", root, root_keys)
             self._commit({TARGETS_NAME: (self._load(Targets, TARGETS_NAME), TARGETS_LIFE, [targets_key])}, now)
 
+    def offline_expiry(self) -> dict[str, float]:
+        """When the roles that `renew` signs run out, in seconds since 1970: "root" and "targets"."""
+        root = Metadata[Root].from_bytes(self.trusted_root()).signed
+        targets = self._load(Targets, TARGETS_NAME)
+        return {"root": root.expires.timestamp(), TARGETS_NAME: targets.expires.timestamp()}
+
     def read(self, path: str, offset: int, length: int) -> tuple[int, bytes]:
         """One byte range of a public file: (whole size, bytes). Raises ReleaseNotFound for every other path."""
         parts = path.split("/")
