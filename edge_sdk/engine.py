@@ -7,6 +7,7 @@ protects and installs. Refuses to train when the known-answer test fails. Clock 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import queue
 import sqlite3
@@ -174,23 +175,27 @@ class Engine:
         self._transport.start(Callbacks(self._arrived, self._connection, self._wake.set, self._publish_refused))
 
     def _turn(self) -> None:
-        self._take_records()
+        """Each part is guarded on its own: one that fails at every turn must not keep the others from theirs."""
+        self.guarded(self._take_records)
         for action in _drained(self._app):
-            self._take_records()  # what was recorded before this was asked for comes first
+            self.guarded(self._take_records)  # what was recorded before this was asked for comes first
             self.guarded(action)
         for action in _drained(self._internal):
             self.guarded(action)
         talk = self._conversation
         if talk is None:
             return
-        self._take_messages(talk)
         tick = self.around.tick()
-        talk.turn(tick, self.around.clock())
+        self._take_messages(talk)
+        self.guarded(lambda: talk.turn(tick, self.around.clock()))
+        self.guarded(lambda: self._end_silence(talk, tick))
+        self.guarded(lambda: self._schedule(tick, talk.now(self.around.clock())))
+
+    def _end_silence(self, talk: Conversation, tick: float) -> None:
         if talk.silent(tick):
             log.warning("no echo from the aggregator: the connection is built anew")
             talk.connection(False, tick)
             self._reconnect()
-        self._schedule(tick, talk.now(self.around.clock()))
 
     def _take_records(self) -> None:
         batch = list(_drained(self._records))
@@ -205,23 +210,25 @@ class Engine:
 
     def _take_messages(self, talk: Conversation) -> None:
         for topic, payload in _drained(self._inbox):
-            talk.message(topic, payload, self.around.tick(), self.around.clock())
+            self.guarded(functools.partial(talk.message, topic, payload, self.around.tick(), self.around.clock()))
 
     def _close(self) -> None:
+        self.guarded(self._leave)
+        self.guarded(lambda: self._worker.stop(JOIN_S))
+        if self._transport is not None:
+            self.guarded(self._transport.stop)
+        self.guarded(self._take_records)
+        for store in (self._examples, self._db):
+            if store is not None:
+                self.guarded(store.close)
+        self.live.phase, self.live.connected = "closed", False
+
+    def _leave(self) -> None:
         talk = self._conversation
         if talk is not None:
             talk.blobs.abandon()
             if self.live.connected:
                 talk.say_goodbye()
-        self._worker.stop(JOIN_S)
-        if self._transport is not None:
-            self._transport.stop()
-        self._take_records()
-        if self._examples is not None:
-            self._examples.close()
-        if self._db is not None:
-            self._db.close()
-        self.live.phase, self.live.connected = "closed", False
 
     # -- from the transport's thread ---------------------------------------------------------------------------------
 

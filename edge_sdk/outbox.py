@@ -7,6 +7,7 @@ to the privacy ledger. Neither the content key nor anything in the clear is kept
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -18,7 +19,7 @@ from typing import Final
 from edge_sdk.device_db import count, transaction
 from edge_sdk.device_round import OPEN_STATES, UploadEvent, UploadState, step
 from edge_sdk.protocol import chunks, codec
-from edge_sdk.protocol.errors import LocalProtocolError, RemoteProtocolError, UnexpectedMessage
+from edge_sdk.protocol.errors import LocalProtocolError, UnexpectedMessage
 from edge_sdk.protocol.messages import Ack, Done, Grant, Hello, Message, Receipt, Refusal
 from edge_sdk.protocol.sealing import ChunkSealer, seal_to_round
 
@@ -26,6 +27,8 @@ WINDOW: Final = 8
 LONGEST_SILENCE_S: Final = 30.0
 # The aggregator lost or never had the announcement, or its disk is full for now: say hello again, nothing is lost.
 ANNOUNCE_AGAIN: Final = ("unknown-upload", "disk-full", "busy")
+
+FILE_LOST: Final = "outbox-file"
 
 log = logging.getLogger("edge_sdk")
 Publish = Callable[[str, bytes], bool]  # topic kind, frame -> taken into the transport's window
@@ -124,7 +127,8 @@ class Outbox:
         known = {row[0].hex() for row in self._db.execute("SELECT upload FROM outbox WHERE state IN (?, ?, ?)", _OPEN)}
         for path in self._folder.glob("*.sealed"):
             if path.stem not in known:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
 
     # -- the conversation ------------------------------------------------------------------------------------------
 
@@ -155,7 +159,10 @@ class Outbox:
             entry.state, entry.greeted = step(entry.state, UploadEvent.SILENCE), True
 
     def pump(self, publish: Publish, now: int, tick: float) -> None:
-        """Send whatever may be sent at this moment; stops when the transport's window is full."""
+        """Send whatever may be sent at this moment; stops when the transport's window is full.
+
+        An upload whose file is gone or damaged ends as refused, counted as `outbox-file`: nobody can send it any more.
+        """
         entry = self._entry = self._entry or self._next(tick)
         if entry is None:
             return
@@ -169,7 +176,13 @@ class Outbox:
         if entry.state is UploadState.ANNOUNCED and not entry.greeted:
             entry.greeted = publish("hello", self._encode(entry.hello))
         elif entry.state is UploadState.SENDING:
-            self._send_chunks(entry, publish)
+            try:
+                self._send_chunks(entry, publish)
+            except _FileLost as error:
+                log.error("upload for round %d of %s cannot go on: %s", entry.hello.round, entry.hello.task, error)
+                self._finish(entry, UploadEvent.REFUSAL, FILE_LOST)
+            except OSError as error:  # too many open files, a disk that stumbles: until the round closes
+                log.warning("upload for round %d of %s has to wait: %s", entry.hello.round, entry.hello.task, error)
         elif entry.state is UploadState.SENT and not entry.done_sent:
             entry.done_sent = publish("done", self._encode(Done(entry.hello.upload)))
 
@@ -250,13 +263,16 @@ class Outbox:
                     (following.value, reason, entry.hello.upload),
                 )
                 count(self._db, "upload", following.value)
+                if reason == FILE_LOST:
+                    count(self._db, "refusal", FILE_LOST)
         entry.state = following
         if following in OPEN_STATES:
             return
         # The row stays: it is how this device knows that the round is spent. The sealed bytes are of no more use.
-        self._path(entry).unlink(missing_ok=True)
-        log.info("upload for round %d of %s: %s %s", entry.hello.round, entry.hello.task, entry.state.value, reason)
         self._entry = None
+        with contextlib.suppress(OSError):  # a file that cannot be removed now is a stray at the next start
+            self._path(entry).unlink(missing_ok=True)
+        log.info("upload for round %d of %s: %s %s", entry.hello.round, entry.hello.task, entry.state.value, reason)
 
     def _path(self, entry: _Entry) -> Path:
         return self._folder / f"{entry.hello.upload.hex()}.sealed"
@@ -278,11 +294,19 @@ def _write_durably(path: Path, parts: tuple[bytes, ...]) -> None:
         os.close(folder)
 
 
+class _FileLost(Exception):
+    """The sealed bytes of an upload are not there any more."""
+
+
 def _read_chunk(path: Path, size: int, index: int) -> bytes:
+    """One sealed chunk. Raises _FileLost; OSError where the disk may give it another time."""
     length = chunks.sealed_chunk_size(size, index)
-    with path.open("rb") as file:
-        file.seek(chunks.sealed_offset(index))
-        sealed = file.read(length)
+    try:
+        with path.open("rb") as file:
+            file.seek(chunks.sealed_offset(index))
+            sealed = file.read(length)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise _FileLost(f"{path.name} is gone") from error
     if len(sealed) != length:
-        raise RemoteProtocolError(f"{path.name} ends before chunk {index}", reason="outbox-file")
+        raise _FileLost(f"{path.name} ends before chunk {index}")
     return sealed
