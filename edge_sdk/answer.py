@@ -43,8 +43,11 @@ class Answer:
         return self.ranked[0][1] if self.ranked else 0.0
 
     def top(self, k: int) -> list[tuple[str, float]]:
-        """The k best (label, score) pairs."""
-        return list(self.ranked[: max(0, k)])
+        """The k best (label, score) pairs; none where `k` is no number."""
+        try:
+            return list(self.ranked[: max(0, int(k))])
+        except Exception:
+            return []
 
     def feedback(self, label: Any, subject: str | None = None) -> None:
         """What was right after all: the record is kept with this label and trains the next model."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 IDENTITY: Final = "identity"
 OPENING_S: Final = 5.0
+LOOK_S: Final = 0.02
 REPEAT_S: Final = 10.0
 
 log = logging.getLogger("edge_sdk")
@@ -147,8 +148,11 @@ class EdgeClient:
 
     def _wait_for(self, task: str) -> None:
         engine = self._engine
-        if engine is not None and not engine.opened.is_set() and (self.config.home / "models" / task).is_dir():
-            engine.opened.wait(OPENING_S)
+        if engine is None or engine.opened.is_set() or not (self.config.home / "models" / task).is_dir():
+            return
+        for _ in range(round(OPENING_S / LOOK_S)):  # another task's model may take longer
+            if task in self._served().serving() or engine.opened.wait(LOOK_S):
+                return
 
     def _served(self) -> Models:
         """Made with the first use: it brings numpy's weight, which importing this package must not."""
@@ -179,8 +183,14 @@ class EdgeClient:
 
     def forget(self, subject: str) -> None:
         """Erase every example of a subject, those still queued included. Returns at once."""
-        if self._engine is not None and not self._engine.forget(str(subject)):
-            self._fault(RuntimeError("forget was not queued: the queue is full; call it again"))
+        engine = self._engine
+        if engine is None:
+            return
+        try:
+            if not engine.forget(str(subject)):
+                raise RuntimeError("forget was not queued: the queue is full; call it again")
+        except Exception as error:
+            self._fault(error)
 
     def status(self) -> dict[str, Any]:
         """A plain dict: phase, connection, models, privacy spent, examples, refusals, counters. Never raises."""
@@ -277,11 +287,12 @@ def init(config: Config | None = None, *, on_error: OnError | None = None, **set
         log.addFilter(RateLimit())
     config = config or load(**settings)
     if config.enabled:
-        _check_home(config.home)
+        check_home(config.home)
     return EdgeClient(config, on_error=on_error)
 
 
-def _check_home(home: Path) -> None:
+def check_home(home: Path) -> None:
+    """Raises ConfigError where no enrolled device lives in `home`, or where it cannot be written."""
     if not (home / IDENTITY / "device.crt").exists():
         raise ConfigError(f"{home} holds no enrolled device; run `edge-sdk enroll TOKEN --home {home}` once")
     if not os.access(home, os.W_OK):

@@ -108,7 +108,8 @@ class Engine:
         return self.ask(lambda: self._forget(subject))
 
     def _forget(self, subject: str) -> None:
-        assert self._examples is not None
+        if self._examples is None:
+            raise RuntimeError("nothing was forgotten: examples.db is not open; see the first error")
         log.info("%d examples of a subject were erased", self._examples.forget(subject))
 
     # -- the loop thread -------------------------------------------------------------------------------------------
