@@ -7,19 +7,24 @@ right. `status` and `predict` only read, so they work while `run` runs, and with
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import re
 import signal
 import socket
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from edge_sdk.config import Config, ConfigError, load
+
+if TYPE_CHECKING:
+    from edge_sdk.inference import Answer
 
 FAILED: Final = 2
 Command = Callable[[argparse.Namespace], int]
@@ -52,11 +57,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return FAILED
     except Exception as error:
-        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] != "edge_sdk":
+        if not _can_be_put_right(error):
             raise
-        message, _, rest = str(error).partition("; ") if isinstance(error, ConfigError) else (str(error), "", "")
-        _complain(message, getattr(error, "remedy", "") or rest)
+        _complain(*_two_lines(error))
         return FAILED
+
+
+def _can_be_put_right(error: Exception) -> bool:
+    """True for our own errors and the disk's; anything else is a bug and shows its traceback."""
+    ours = type(error).__module__.split(".")[0] == "edge_sdk"
+    return ours or isinstance(error, (CommandError, OSError, sqlite3.Error))
+
+
+def _two_lines(error: Exception) -> tuple[str, str]:
+    """What went wrong, and what the user does next: the error's own remedy, else the one for its kind."""
+    if getattr(error, "remedy", ""):
+        return str(error), str(getattr(error, "remedy", ""))
+    if isinstance(error, sqlite3.Error):
+        return f"a file in the device's directory cannot be used: {error}", "check the disk and who owns the files"
+    parting = "; " if isinstance(error, ConfigError) or "; " in str(error) else ": "
+    message, _, remedy = str(error).rpartition(parting)
+    if message and not isinstance(error, OSError) and type(error).__name__ != "RecordError":
+        return message, remedy
+    return str(error), _REMEDIES.get(type(error).__name__, "check that the file is there and that this user may use it")
+
+
+_REMEDIES: Final = {
+    "RecordError": "give the fields of the model's schema, each with a value of its kind",
+    "IdentityError": "restore it from a copy, or enrol again with `edge-sdk enroll`",
+    "ConfigError": "correct the setting in edge.toml, the environment or the arguments",
+}
 
 
 def _complain(message: str, hint: str) -> None:
@@ -97,9 +127,17 @@ def _enroll(chosen: argparse.Namespace) -> int:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     device = chosen.device or _host_name()
     identity = enrol(chosen.token, device, home / IDENTITY, entropy=os.urandom)
+    _forget_revocation(home / "device.db")
     print(f"enrolled {identity.device} in fleet {identity.bundle.fleet}")
     print(f"next: edge-sdk run --home {home}")
     return 0
+
+
+def _forget_revocation(path: Path) -> None:
+    """What the last identity was told is not said of the new one."""
+    if path.exists():
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("DELETE FROM counters WHERE kind = 'refused-by-aggregator' AND reason = 'revoked'")
 
 
 def _host_name() -> str:
@@ -110,17 +148,24 @@ def _host_name() -> str:
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    from edge_sdk.client import init
+    from edge_sdk.client import IDENTITY, check_home, init
+    from edge_sdk.identity.enrolment import load_identity
 
+    config = load(home=chosen.home)
+    check_home(config.home)
+    load_identity(config.home / IDENTITY)  # an identity that cannot be used is told here, not in a log
     level = logging.INFO if chosen.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with init(home=chosen.home) as client:
+    told: list[BaseException] = []
+    with init(config, on_error=told.append) as client:
         print(f"running in {client.config.home}; stop with ctrl-c", flush=True)
         while not stop.wait(1.0):
-            pass
+            if told and client.status()["phase"] == "failed":
+                raise CommandError(str(told[0]), "put that right, then start `edge-sdk run` again") from told[0]
+            told.clear()
     return 0
 
 
@@ -139,6 +184,8 @@ def _status(chosen: argparse.Namespace) -> int:
 def _told(status: Mapping[str, Any]) -> list[str]:
     """Status as lines for a person."""
     lines = [f"home      {status['home']}"]
+    if status["revoked"]:
+        lines.append("revoked   the aggregator says that this device is revoked: enrol it again with a new token")
     lines += [f"model     {task}: version {m['version']} ({m['sha256'][:12]})" for task, m in status["models"].items()]
     lines += [f"examples  {task}: {n}" for task, n in status["examples"].items()]
     for task, units in status["privacy"].items():
@@ -153,7 +200,6 @@ def _told(status: Mapping[str, Any]) -> list[str]:
 
 def _predict(chosen: argparse.Namespace) -> int:
     from edge_sdk.device_status import installed_models
-    from edge_sdk.inference import open_model
 
     models = installed_models(_enrolled(chosen.home).home)
     if chosen.task not in models:
@@ -162,8 +208,7 @@ def _predict(chosen: argparse.Namespace) -> int:
             f"no model for task {chosen.task!r} (tasks with one: {known})", "`edge-sdk run` fetches it once connected"
         )
     record = _record(chosen.json_record)
-    installed = models[chosen.task]
-    answer = open_model(Path(installed["file"]).read_bytes(), installed["version"]).predict([record])[0]
+    answer = _answered(models[chosen.task], record)
     if chosen.json:
         ranked = [{"label": label, "score": score} for label, score in answer.ranked]
         version = {"model_version": answer.model_version, "model_sha256": answer.model_sha256}
@@ -174,10 +219,29 @@ def _predict(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _answered(installed: Mapping[str, Any], record: dict[str, Any]) -> Answer:
+    from edge_sdk.inference import BadModel, open_model
+
+    path = Path(installed["file"])
+    again = f"remove {path.parent}; `edge-sdk run` fetches the model again"
+    try:
+        model = open_model(path.read_bytes(), installed["version"])
+    except FileNotFoundError as error:
+        raise CommandError(f"the model's file {path} is missing", again) from error
+    except BadModel as error:
+        raise CommandError(f"the model's file {path} is damaged", again) from error
+    try:
+        return model.predict([record])[0]
+    except ValueError:
+        raise
+    except Exception as error:  # whatever the runtime raises
+        raise CommandError(f"the model gave no answer: {error}", again) from error
+
+
 def _record(text: str) -> dict[str, Any]:
     try:
         record = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CommandError(f"--json-record is not JSON: {error}", """write it as '{"field": value, …}'""") from error
     if not isinstance(record, dict):
         raise CommandError("--json-record is not an object", """write it as '{"field": value, …}'""")

@@ -65,6 +65,7 @@ def _device(path: Path) -> dict[str, Any]:
     )
     return {
         "refusals": counters.pop("refusal", {}),
+        "revoked": bool(counters.get("refused-by-aggregator", {}).get("revoked")),
         "counters": counters,
         "uploads": [dict(zip(columns, row, strict=True)) for row in uploads],
     }
