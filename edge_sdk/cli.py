@@ -188,6 +188,9 @@ def _told(status: Mapping[str, Any]) -> list[str]:
         lines.append("revoked   the aggregator says that this device is revoked: enrol it again with a new token")
     lines += [f"model     {task}: version {m['version']} ({m['sha256'][:12]})" for task, m in status["models"].items()]
     lines += [f"examples  {task}: {n}" for task, n in status["examples"].items()]
+    if status["examples_set_aside"]:
+        file = Path(status["home"], "examples.db.unreadable")
+        lines.append(f"examples  older ones cannot be read any more: put their key back from a copy, or remove {file}")
     for task, units in status["privacy"].items():
         for unit, p in units.items():
             spent = f"epsilon {p['epsilon']:.3f} of {p['budget']:g} (delta {p['delta']:g}, {p['rounds']} rounds)"

@@ -18,6 +18,7 @@ def read_status(config: Config) -> dict[str, Any]:
         "examples": dict(
             _rows(home / "examples.db", "SELECT task, COUNT(*) FROM examples GROUP BY task ORDER BY task")
         ),
+        "examples_set_aside": (home / "examples.db.unreadable").exists(),
         "privacy": _privacy(config),
         **_device(home / "device.db"),
     }

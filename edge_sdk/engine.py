@@ -143,6 +143,8 @@ class Engine:
         self._examples = ExamplesStore(
             home / "examples.db", home / "examples.key", self.config.max_examples, self.around.entropy
         )
+        if self._examples.damage is not None:
+            self.failed(self._examples.damage)
 
     def _open_identity(self) -> None:
         from edge_sdk.conversation import Conversation, Speaker

@@ -1,7 +1,8 @@
 """Labelled examples, encrypted on this device's disk and never sent. Reads no clock; refuses to grow past its cap.
 
 Each row is AES-256-GCM under a key in a file of mode 0600; a subject is kept only as a keyed hash, so that `forget`
-finds the rows without the file naming anybody. The oldest row of a task makes room for the newest.
+finds the rows without the file naming anybody. The oldest row of a task makes room for the newest. Examples that the
+key does not open any more are set aside, one generation of them, and the device goes on with an empty file.
 """
 
 from __future__ import annotations
@@ -9,18 +10,27 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import os
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from edge_sdk.identity.keys import write_private
+
+KEY_BYTES: Final = 32
+SET_ASIDE: Final = ".unreadable"
+LOOKED_AT: Final = 8  # newest rows: where none of them opens, the key is not theirs
+
 log = logging.getLogger("edge_sdk")
+
+
+class ExamplesUnreadable(Exception):
+    """The examples recorded so far are lost to this device; the message names the remedy. It goes on without them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +45,26 @@ class ExamplesStore:
     """A ring of at most `cap` examples a task. One thread at a time."""
 
     def __init__(self, path: Path, key_file: Path, cap: int, entropy: Callable[[int], bytes]) -> None:
-        """`entropy(n)` gives n fresh random bytes: the key on first use, a nonce for each row."""
+        """`entropy(n)` gives n fresh random bytes: the key on first use, a nonce for each row.
+
+        `damage` says what had to be set aside, or is None. Raises OSError, sqlite3.Error where the disk refuses.
+        """
         self._entropy, self._cap = entropy, cap
-        key = _load_key(key_file, entropy)
-        self._aead, self._subject_key = AESGCM(key), hashlib.sha256(b"chorale/subject/1" + key).digest()
         self.dropped = 0
+        self.damage: ExamplesUnreadable | None = None
+        if not _key_is_sound(key_file):
+            self.damage = _set_aside(path, key_file, "is damaged")
+        self._open(path, key_file)
+        if self.damage is None and not self._key_fits():
+            self._db.close()
+            self.damage = _set_aside(path, key_file, "is not the one that sealed them")
+            self._open(path, key_file)
+
+    def _open(self, path: Path, key_file: Path) -> None:
+        if not key_file.exists():
+            write_private(key_file, self._entropy(KEY_BYTES))
+        key = key_file.read_bytes()
+        self._aead, self._subject_key = AESGCM(key), hashlib.sha256(b"chorale/subject/1" + key).digest()
         self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0, check_same_thread=False)
         path.chmod(0o600)
         self._db.execute("PRAGMA journal_mode = WAL")
@@ -49,6 +74,16 @@ class ExamplesStore:
             " subject BLOB NOT NULL, sealed BLOB NOT NULL)"
         )
         self._db.execute("CREATE INDEX IF NOT EXISTS by_task ON examples (task, id)")
+
+    def _key_fits(self) -> bool:
+        rows = self._db.execute("SELECT task, sealed FROM examples ORDER BY id DESC LIMIT ?", (LOOKED_AT,)).fetchall()
+        return not rows or any(self._opened(task, sealed) is not None for task, sealed in rows)
+
+    def _opened(self, task: str, sealed: bytes) -> bytes | None:
+        try:
+            return self._aead.decrypt(sealed[:12], sealed[12:], task.encode())
+        except (InvalidTag, ValueError):
+            return None
 
     def add(self, task: str, fields: Mapping[str, Any], label: Any, subject: str | None = None) -> bool:
         """Keep one example; False, counted, where it cannot be kept (a full disk, a value that is not plain data)."""
@@ -95,9 +130,8 @@ class ExamplesStore:
         """All examples of a task, oldest first; a row that does not open is skipped and logged."""
         examples: list[Example] = []
         for (sealed,) in self._db.execute("SELECT sealed FROM examples WHERE task = ? ORDER BY id", (task,)):
-            try:
-                plain = self._aead.decrypt(sealed[:12], sealed[12:], task.encode())
-            except InvalidTag:
+            plain = self._opened(task, sealed)
+            if plain is None:
                 log.warning("an example of %s does not open under this device's key; it is skipped", task)
                 continue
             examples.append(Example(*msgspec.msgpack.decode(plain)))
@@ -121,15 +155,21 @@ class ExamplesStore:
         self._db.close()
 
 
-def _load_key(path: Path, entropy: Callable[[int], bytes]) -> bytes:
-    """The key file's 32 bytes; made on first use, mode 0600."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
-    with os.fdopen(descriptor, "wb") as file:
-        key = entropy(32)
-        file.write(key)
-        file.flush()
-        os.fsync(file.fileno())
-    return key
+def _key_is_sound(key_file: Path) -> bool:
+    """True for a whole key, and for none at all: one is made on first use."""
+    return not key_file.exists() or key_file.stat().st_size == KEY_BYTES
+
+
+def _set_aside(path: Path, key_file: Path, what: str) -> ExamplesUnreadable:
+    """Rename the examples and their key. The log goes first: left behind, it would be replayed into the new file."""
+    aside = path.with_name(path.name + SET_ASIDE)
+    for end in ("-wal", "-shm", ""):
+        old, new = path.with_name(path.name + end), aside.with_name(aside.name + end)
+        new.unlink(missing_ok=True)
+        if old.exists():
+            old.replace(new)
+    key_file.replace(key_file.with_name(key_file.name + SET_ASIDE))
+    return ExamplesUnreadable(
+        f"{key_file} {what}, so the examples recorded so far cannot be read; they were set aside as {aside.name}:"
+        f" put the right key and that file back from a copy, or remove {aside}"
+    )
