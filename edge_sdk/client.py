@@ -112,6 +112,7 @@ class EdgeClient:
         self._on_error = on_error
         self._models: Models | None = None
         self._lock = threading.Lock()
+        self._forked = False
         self._engine: Engine | None = None
         if config.enabled:
             self._engine = Engine(config, surroundings or System(config), self._governor, self._served, self._tell)
@@ -201,6 +202,8 @@ class EdgeClient:
             return {"phase": "unknown", "error": str(error)}
 
     def _status(self) -> dict[str, Any]:
+        if self._forked:
+            return {"phase": "disabled", "connected": False}
         from edge_sdk.device_status import read_status
 
         status = read_status(self.config)
@@ -254,8 +257,12 @@ class EdgeClient:
                 log.exception("the function given as on_error failed")
 
     def _after_fork(self) -> None:
-        """In a forked child the threads are gone: this client does nothing there until `init` makes a new one."""
+        """In a forked child the threads are gone: this client does nothing there until `init` makes a new one.
+
+        It does not even read the database: a thread that the child lacks may hold a lock inside SQLite for ever.
+        """
         self._lock = threading.Lock()
+        self._forked = True
         self._engine = None
 
 

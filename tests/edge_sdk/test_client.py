@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -199,9 +200,20 @@ def test_a_forked_child_gets_a_client_that_does_nothing_until_init(fake):
                 code = 0 if fl.flush(0.1) and fl.status()["phase"] == "disabled" else 1
             finally:
                 os._exit(code)
-        _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) == 0
+        assert ended(child, 20.0) == 0
         assert fl.predict("churn", RECORD).available
+
+
+def ended(child: int, within_s: float) -> int | None:
+    """The child's exit code; None, and it is killed, where it hangs."""
+    for _ in range(int(within_s / 0.05)):
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
 
 
 def fresh(code: str) -> str:
