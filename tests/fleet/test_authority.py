@@ -40,11 +40,11 @@ def first(pem: str) -> x509.Certificate:
     return x509.load_pem_x509_certificates(pem.encode())[0]
 
 
-def test_a_device_certificate_is_for_thirty_days_one_name_and_clients_only(authority: Authority) -> None:
+def test_a_device_certificate_is_for_397_days_one_name_and_clients_only(authority: Authority) -> None:
     issued = authority.issue(request("kiosk-a"), now=NOW)
     leaf = first(issued.chain_pem)
     assert leaf.not_valid_before_utc == dt.datetime.fromtimestamp(NOW - 3600, dt.UTC)
-    assert leaf.not_valid_after_utc == dt.datetime.fromtimestamp(NOW + 30 * DAY, dt.UTC)
+    assert leaf.not_valid_after_utc == dt.datetime.fromtimestamp(NOW + 397 * DAY, dt.UTC)
     assert leaf.subject.rfc4514_string() == "CN=kiosk-a,O=f0"
     assert f"{leaf.serial_number:x}" == issued.serial
     assert leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False

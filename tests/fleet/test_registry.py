@@ -67,7 +67,7 @@ def test_a_token_admits_a_device(registry: Registry, authority: Authority) -> No
     (device,) = registry.active()
     assert (device.device, device.kind, device.steward, device.status) == ("kiosk-a", "kiosk", True, "active")
     assert (device.sign_key, device.epoch_key) == (request.sign_key, request.epoch_key)
-    assert device.not_after == NOW + 30 * 86_400
+    assert device.not_after == NOW + 397 * 86_400
 
 
 def test_a_token_is_spent_by_its_uses(registry: Registry, authority: Authority) -> None:
@@ -138,7 +138,7 @@ def test_revoking_lists_every_certificate_the_device_ever_had(registry: Registry
     renewed = registry.renew("kiosk-a", csr, issue=lambda c: authority.issue(c, now=NOW + 10), now=NOW + 10)
     registry.revoke("kiosk-a", now=NOW + 20)
     assert dict(registry.revoked_serials(NOW + 20)) == {first: NOW + 20, renewed.serial: NOW + 20}
-    assert registry.revoked_serials(NOW + 31 * 86_400) == []
+    assert registry.revoked_serials(NOW + 398 * 86_400) == []
     assert registry.active() == []
     with pytest.raises(RegistryRefused, match="revoked") as refused:
         registry.require_active("kiosk-a")

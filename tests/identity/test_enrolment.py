@@ -305,8 +305,8 @@ def test_a_damaged_identity_names_the_remedy(fleet: Fleet, tmp_path: Path) -> No
 def test_a_certificate_is_renewed_from_two_thirds_of_its_life(fleet: Fleet, tmp_path: Path) -> None:
     identity = enrol(fleet.token().reveal(), "kiosk-a", tmp_path / "d", entropy=os.urandom)
     pem = identity.certificate_file.read_bytes()
-    assert not needs_renewal(pem, NOW + 19 * 86_400)
-    assert needs_renewal(pem, NOW + 20 * 86_400)
+    assert not needs_renewal(pem, NOW + 264 * 86_400)
+    assert needs_renewal(pem, NOW + 265 * 86_400)
 
 
 def test_a_token_reads_back_and_hides_when_printed() -> None:
