@@ -41,7 +41,7 @@ DELTA: Final = 1e-5
 LARGE: Final = 100_000
 SEED_OF_THE_MODEL: Final = 0  # fixes the random features; they depend on no customer
 WIDTH: Final = 24_576  # random features, so weights: the noise in the logits does not grow with them
-BANDWIDTH: Final = 0.3
+BANDWIDTH: Final = 0.2
 CLIP: Final = 60.0  # of the whole update, well above the norm of its noise: it bounds the sum, not privacy
 
 
