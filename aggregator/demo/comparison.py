@@ -28,7 +28,8 @@ RECORDS_PER_DEVICE: Final = 350  # a round guess, as an operator would make: nob
 class Recipe:
     """How everybody trains: the fleet in `rounds` of `steps`, those it is measured against in one go.
 
-    The product of both stays near TOTAL_STEPS, and so does epsilon. Chosen on a part of the training customers.
+    The product of both stays near TOTAL_STEPS, and so does epsilon. Compared on a part of the training customers;
+    DECISIONS 9 says what was seen of the held-out ones.
     """
 
     rounds: int
