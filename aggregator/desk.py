@@ -167,6 +167,8 @@ class Desk:
 
     def _epoch_key(self, device: str, key: EpochKey, now: float) -> None:
         del now
+        if self._registry.require_active(device).epoch_key == key.key:
+            return  # told again: a device repeats it until a roster names the key
         roster = self._registry.signed_roster()
         newest = epoch_of(roster) if roster else 0
         if key.epoch <= newest:
@@ -186,6 +188,7 @@ class Desk:
             epoch=epoch_of(roster) if roster else 0,
             offers=tuple(offers),
             openings=tuple(self._rounds.openings(device)[:64]),
+            log=None,
             next_check_s=NEXT_CHECK_S,
         )
 

@@ -94,6 +94,7 @@ class Offering:
                 committee=cohort.committee_of(roster.statement, roster.entries, spec.stewards),
             ),
             privacy=privacy,
+            consent=spec.consent,
             round_key=RoundKey(secret).public_bytes(),
         )
         return offer, secret, roster

@@ -36,7 +36,7 @@ OPTIONS: Final[tuple[tuple[str, str, type, str], ...]] = (
     ("--clip", "clip", float, "L2 bound of a device's whole update (default: 1)"),
     ("--max-grad-norm", "max_grad_norm", float, "L2 bound of a record's gradient (default: 1)"),
     ("--sample-rate", "sample_rate", float, "share of its records that a device draws a step (default: 0.1)"),
-    ("--records-per-device", "records_per_device", int, "a round guess: it fixes each step's divisor (default: 500)"),
+    ("--units-per-device", "units_per_device", int, "a round guess: it fixes each step's divisor (default: 500)"),
     ("--steps", "steps", int, "steps a round on the device (default: 10)"),
     ("--learning-rate", "learning_rate", float, "on the device (default: 0.1)"),
     ("--metric", "metric", str, "auc, accuracy, log_loss or mse (default: auc)"),

@@ -28,7 +28,7 @@ from edge_sdk.artifact.weights import read_vector
 from edge_sdk.privacy import accounting
 from edge_sdk.protocol import topics
 from edge_sdk.protocol.errors import SizingRefused
-from edge_sdk.protocol.messages import Name, Positive, PrivacyTerms
+from edge_sdk.protocol.messages import Name, Placement, Positive, PrivacyTerms, Unit
 from edge_sdk.protocol.quantize import integer_bound, l2_bound
 from edge_sdk.protocol.secagg.committee import check_headroom
 from edge_sdk.protocol.secagg.ring import profile
@@ -41,14 +41,19 @@ Devices = Annotated[int, Meta(ge=3, le=65_535)]
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A task as the operator describes it. Times in seconds; give either `noise_multiplier` or `target_epsilon`.
 
-    `records_per_device`: a round guess at how many examples a device holds. Record unit: it fixes the divisor of each
-    step, so a device with more examples than that moves the model more. `honest_share`: the part of n_min that is
-    taken to add its noise (device unit). `release_every`: rounds between releases. `min_improvement`: how much better
-    than the last release the metric must be (may be negative).
+    `units_per_device`: a round guess at how many records or customers a device holds. It fixes the divisor of each
+    step, so a device with more than that moves the model more. `placement`: where the noise is added; not given, the
+    device unit shares it and the others add it locally. `honest_share`: the part of n_min that is taken to add its
+    share of the noise. `consent`: the version of the notice that customers must have agreed to (0: none is asked).
+    `release_every`: rounds between releases. `min_improvement`: how much better than the last release the metric must
+    be (may be negative).
     """
 
     name: Name
-    unit: Literal["record", "device"] = "record"
+    unit: Unit = "record"
+    placement: Placement | None = None
+    per_customer: Annotated[int, Meta(ge=1, le=100_000)] = 32
+    consent: Annotated[int, Meta(ge=0)] = 0
     rounds: Annotated[int, Meta(ge=1, le=100_000)] = 10
     n_min: Devices = 5
     n_max: Devices = 1000
@@ -73,7 +78,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     server_optimizer: Literal["fedavg"] = "fedavg"
     server_learning_rate: Positive = 1.0
     insecure_without_noise: bool = False
-    records_per_device: Annotated[int, Meta(ge=1, le=1_000_000)] = 500
+    units_per_device: Annotated[int, Meta(ge=1, le=1_000_000)] = 500
 
 
 def parse_spec(text: bytes | str) -> TaskSpec:
@@ -98,14 +103,17 @@ def build_spec(**fields: Any) -> TaskSpec:
 def settle(spec: TaskSpec, length: int) -> PrivacyTerms:
     """The terms that every offer of the task carries, for an update of `length` coordinates. Raises TaskRefused."""
     _check_words(spec)
-    honest = max(1, math.floor(spec.honest_share * spec.n_min)) if spec.unit == "device" else spec.n_min
+    placement: Placement = spec.placement or ("shared" if spec.unit == "device" else "local")
+    honest = max(1, math.floor(spec.honest_share * spec.n_min)) if placement == "shared" else 1
     noise = _noise(spec, lambda z: accounting.gaussian(z) if spec.unit == "device" else _record(spec, z))
     step = spec.step or _step(spec, length, noise, honest)
     if spec.unit == "device" and spec.noise_multiplier is None:
         noise = _noise(spec, lambda z: _device(spec.clip, step, z, length))
     terms = PrivacyTerms(
         unit=spec.unit,
+        placement=placement,
         noise_multiplier=noise,
+        per_customer=spec.per_customer,
         max_grad_norm=spec.max_grad_norm,
         sample_rate=spec.sample_rate,
         steps=spec.steps,
@@ -115,7 +123,7 @@ def settle(spec: TaskSpec, length: int) -> PrivacyTerms:
         clip=spec.clip,
         step=step,
         insecure_without_noise=spec.insecure_without_noise,
-        expected_batch=max(1, round(spec.sample_rate * spec.records_per_device)),
+        expected_batch=max(1, round(spec.sample_rate * spec.units_per_device)),
     )
     check_sizing(spec, terms)
     return terms

@@ -15,8 +15,13 @@ from pathlib import Path
 from typing import Any, Final
 
 COHORT_FLOOR: Final = 3
-UNITS: Final = ("record", "device")
+UNITS: Final = ("record", "customer", "device")
+IDENTITY: Final = "identity"  # folder in the home: the keys and certificates
 _PREFIX: Final = "EDGE_"
+_POSITIVE: Final = (
+    *("max_epsilon", "max_delta", "trainer_timeout_s"),
+    *("heartbeat_s", "silence_s", "update_check_s", "epoch_key_s"),
+)
 
 
 class ConfigError(Exception):
@@ -53,6 +58,10 @@ class Config:
     heartbeat_s: float = 30.0
     silence_s: float = 5.0
     update_check_s: float = 3600.0
+    # Age at which the epoch key is changed. Shorter: a thief of the disk opens less of the past; every change costs one
+    # small message and a place in a new roster, which every device then fetches. Rosters for keys come at most hourly,
+    # so below 3600 nothing is gained.
+    epoch_key_s: float = 86_400.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "home", Path(self.home).expanduser())
@@ -60,7 +69,7 @@ class Config:
             raise ConfigError(f"min_cohort is {self.min_cohort}; a sum over fewer than {COHORT_FLOOR} is never safe")
         if not 0 < self.max_honest_share <= 1:
             raise ConfigError(f"max_honest_share is {self.max_honest_share}; set a part above 0, at most 1")
-        for name in ("max_epsilon", "max_delta", "heartbeat_s", "silence_s", "update_check_s", "trainer_timeout_s"):
+        for name in _POSITIVE:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}; set a positive number")
         for name in ("min_examples", "max_examples", "trainer_memory_mib", "max_model_mib"):

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
 from edge_sdk import member_duty
 from edge_sdk.blobs import BlobError, BlobReader
 from edge_sdk.device_db import TIME_FLOOR, TIME_LATEST, count, fact, raise_fact
 from edge_sdk.held_offers import HeldOffer, HeldOffers
+from edge_sdk.identity.epoch_keys import EpochKeys
+from edge_sdk.key_rotation import KeyRotation
 from edge_sdk.outbox import Outbox
 from edge_sdk.protocol import codec, roster, topics
 from edge_sdk.protocol.errors import MalformedMessage, OpeningRefused, RemoteProtocolError, UnexpectedMessage
@@ -74,13 +74,13 @@ class Host(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """Who speaks to whom. `epoch_secret` opens what is sealed to this device as a committee member."""
+    """Who speaks to whom. `epoch_keys` open what is sealed to this device as a committee member."""
 
     fleet: str
     device: str
     sign: Callable[[bytes], bytes] = field(repr=False)
     aggregator_key: bytes
-    epoch_secret: X25519PrivateKey = field(repr=False)
+    epoch_keys: EpochKeys
     entropy: Callable[[int], bytes] = field(repr=False)
 
     def encode(self, message: Message) -> bytes:
@@ -113,7 +113,7 @@ class Conversation:
 
     def __init__(
         self, speaker: Speaker, connection: sqlite3.Connection, outbox_folder: Path, host: Host,
-        *, heartbeat_s: float, silence_s: float, not_before: int = 0,
+        *, heartbeat_s: float, silence_s: float, epoch_key_s: float = DAY_S, not_before: int = 0,
     ) -> None:  # fmt: skip
         """`not_before`: a time that is surely past; the floor of a device that has heard nothing yet."""
         self._me, self._db, self._host = speaker, connection, host
@@ -121,6 +121,10 @@ class Conversation:
         self.outbox = Outbox(connection, outbox_folder, speaker.encode, silence_s)
         self.blobs = BlobReader(speaker.entropy)
         self._held = HeldOffers(connection)
+        self._rotation = KeyRotation(
+            speaker.epoch_keys, connection, self._held, speaker.device,
+            epoch_key_s=epoch_key_s, entropy=speaker.entropy, born_at=not_before,
+        )  # fmt: skip
         self._queue: deque[tuple[str, bytes, int]] = deque()
         self._floor = max(fact(connection, TIME_FLOOR), not_before)
         self._connections, self._reports = fact(connection, "connections"), fact(connection, "reports")
@@ -143,6 +147,7 @@ class Conversation:
         """An offer passed this device's judgement, and its roster the authority's: what they say of the time counts."""
         self._floor = max(self._floor, fact(self._db, TIME_FLOOR))
         self._saw_time(offer.issued_at, clock)
+        self._rotation.look_now()
 
     def _saw_time(self, time: int, clock: float) -> None:
         """Believe the aggregator a time up to the newest roster's end, or one day ahead where there is none yet.
@@ -172,6 +177,7 @@ class Conversation:
         self._echo_at = tick
         self._ask_at = self._beat_at = tick
         self.blobs.reconnected()
+        self._rotation.connected()
         self._remember("connections", self._connections)
 
     def last_words(self) -> tuple[str, bytes]:
@@ -265,6 +271,7 @@ class Conversation:
             raise UnexpectedMessage("a state that was not asked for", reason="nonce")
         self._asked = None
         self._ask_at = tick + state.next_check_s
+        self._rotation.heard(state.epoch)
         self._saw_time(state.time, clock)
         topic = topics.to_all(self._me.fleet, Offer.topic)
         for frame in state.offers:
@@ -289,7 +296,9 @@ class Conversation:
         held = self._held.of_round(notice.task, notice.round)
         if held is None:
             raise OpeningRefused("this device verified no offer of this round", reason="unknown-offer")
-        limit = member_duty.largest_request(held, len(self._entries(held)))
+        entries = self._entries(held)
+        member_duty.secret_for(entries, self._me.device, self._me.epoch_keys.find)
+        limit = member_duty.largest_request(held, len(entries))
         if notice.size > limit:
             raise OpeningRefused(f"{notice.size} bytes are asked to be read, {limit} at most are true", reason="size")
         if len(self._opening) >= MAX_OPENINGS:
@@ -312,13 +321,15 @@ class Conversation:
             held = self._held.find(request.offer_hash)
             entries = self._entries(held) if held else ()
             share = member_duty.answer(
-                self._db, notice, request, held, device=self._me.device, secret=self._me.epoch_secret,
+                self._db, notice, request, held, device=self._me.device,
+                secret=member_duty.secret_for(entries, self._me.device, self._me.epoch_keys.find),
                 sign_keys={entry.device: entry.sign_key for entry in entries},
             )  # fmt: skip
         except RemoteProtocolError as refusal:
             self._opening_refused(notice, refusal)
             return
         self._count("opening", "answered")
+        self._rotation.look_now()
         self.send(share)
 
     def _opening_refused(self, notice: OpeningNotice, refusal: RemoteProtocolError) -> None:
@@ -342,6 +353,7 @@ class Conversation:
 
     def turn(self, tick: float, clock: float) -> None:
         """Timers, then everything that may be sent now."""
+        self._rotate(tick, clock)
         if not self._connected:
             self.outbox.pump(self._publish, self.now(clock), tick)
             self.blobs.pump(lambda _: False, tick)
@@ -352,11 +364,21 @@ class Conversation:
         if tick >= self._ask_at:
             self._asked = self._me.entropy(8)
             self._ask_at = tick + ASK_AGAIN_S
-            self.send(Ask(self._asked))
+            self.send(Ask(self._asked, None))
         while self._queue and self._publish(*self._queue[0]):
             self._queue.popleft()
         self.blobs.pump(self._ask_block, tick)
         self.outbox.pump(self._publish, self.now(clock), tick)
+
+    def _rotate(self, tick: float, clock: float) -> None:
+        """A disk that takes no key must not keep the rest of the turn from its time; it is tried again."""
+        try:
+            told = self._rotation.turn(self.now(clock), tick)
+        except (OSError, sqlite3.Error) as error:
+            self.refuse(getattr(error, "reason", "disk"), f"the epoch key could not be changed now: {error}")
+            return
+        if told is not None:
+            self.send(told)
 
     def _beat(self, phase: str) -> None:
         self._beats += 1

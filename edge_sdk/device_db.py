@@ -31,6 +31,9 @@ MIGRATIONS: Final = (
     CREATE TABLE facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
     CREATE TABLE counters (kind TEXT NOT NULL, reason TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (kind, reason));
     """,
+    """
+    ALTER TABLE outbox ADD COLUMN consent INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 TIME_FLOOR: Final = "time-floor"  # it is at least as late as this

@@ -84,11 +84,11 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OwnKeys:
-    """Who this device is: name, Ed25519 and X25519 public keys (32 bytes each)."""
+    """Who this device is: name, Ed25519 public key, and every X25519 public key it holds now (32 bytes each)."""
 
     device: str
     sign_key: bytes
-    epoch_key: bytes
+    epoch_keys: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,17 +149,16 @@ def check_sizing(offer: Offer) -> None:
 
 def device_sigma(offer: Offer) -> float:
     """Standard deviation, in quantisation steps, of the noise this device adds to the update (SPEC 7.2)."""
-    terms = offer.privacy
-    if terms.unit == "record" or terms.insecure_without_noise:
-        return 0.0
-    return terms.noise_multiplier * terms.clip / (terms.step * math.sqrt(terms.honest))
+    from edge_sdk.privacy.charges import sigma_steps
+
+    return sigma_steps(offer.privacy)
 
 
 def check_privacy(offer: Offer, policy: Policy) -> None:
     """The noise and the unit, before any budget is looked at. Raises OfferRefused."""
     terms = offer.privacy
     honest = max(1, math.floor(policy.max_honest_share * offer.secagg.n_min))
-    if terms.unit == "device" and terms.honest > honest:
+    if terms.placement == "shared" and terms.honest > honest:
         raise OfferRefused(
             f"the noise is shared over {terms.honest} devices, this device takes {honest} of {offer.secagg.n_min} that "
             "may be opened to be honest",
@@ -189,12 +188,12 @@ def committee_of(seed: bytes, entries: Sequence[RosterEntry], stewards: bool) ->
 
 
 def check_roster(offer: Offer, roster: Roster, me: OwnKeys) -> None:
-    """The roster is the offer's, names this device with its own keys, and gives the offer's committee."""
+    """The roster is the offer's, names this device with keys of its own, and gives the offer's committee."""
     terms = offer.secagg
     if (roster.statement_hash, roster.epoch) != (terms.statement_hash, terms.epoch):
         raise OfferRefused("the roster is not the one that the offer names", reason="roster")
     mine = next((entry for entry in roster.entries if entry.device == me.device), None)
-    if mine is None or (mine.sign_key, mine.epoch_key) != (me.sign_key, me.epoch_key):
+    if mine is None or mine.sign_key != me.sign_key or mine.epoch_key not in me.epoch_keys:
         raise OfferRefused("the roster does not name this device with its own keys", reason="roster")
     _check_committee(offer, roster)
 

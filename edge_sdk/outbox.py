@@ -45,7 +45,7 @@ class SealedUpload:
 
 def seal_upload(
     plaintext: bytes, *, task: str, round_number: int, closes_at: int, offer_hash: bytes, device: str, round_key: bytes,
-    entropy: Callable[[int], bytes],
+    consent: int, entropy: Callable[[int], bytes],
 ) -> SealedUpload:  # fmt: skip
     """Seal an upload once, under an id and a content key drawn from `entropy`. The content key is not kept."""
     upload, key = entropy(16), entropy(32)
@@ -54,7 +54,7 @@ def seal_upload(
     size = chunks.CHUNK_BYTES
     sealed = tuple(sealer.seal(i, i == total - 1, view[i * size : (i + 1) * size]) for i in range(total))
     sealed_key = seal_to_round(key, round_key, chunks.hello_info(offer_hash, device, upload))
-    hello = Hello(upload, task, round_number, offer_hash, len(plaintext), sealed_key)
+    hello = Hello(upload, task, round_number, offer_hash, len(plaintext), consent, sealed_key)
     return SealedUpload(hello, closes_at, sealed)
 
 
@@ -104,10 +104,10 @@ class Outbox:
             _write_durably(path, upload.sealed)
             with transaction(connection):
                 connection.execute(
-                    "INSERT INTO outbox (upload, task, round, offer_hash, size, sealed_key, closes_at, state)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (hello.upload, hello.task, hello.round, hello.offer_hash, hello.size, hello.sealed_key,
-                     upload.closes_at, UploadState.ANNOUNCED.value),
+                    "INSERT INTO outbox (upload, task, round, offer_hash, size, consent, sealed_key, closes_at, state)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (hello.upload, hello.task, hello.round, hello.offer_hash, hello.size, hello.consent,
+                     hello.sealed_key, upload.closes_at, UploadState.ANNOUNCED.value),
                 )  # fmt: skip
                 connection.execute(
                     "INSERT INTO uploaded VALUES (?, ?, ?) ON CONFLICT (task) DO UPDATE"
@@ -198,15 +198,15 @@ class Outbox:
 
     def _next(self, tick: float) -> _Entry | None:
         row = self._db.execute(
-            "SELECT upload, task, round, offer_hash, size, sealed_key, closes_at FROM outbox WHERE state IN (?, ?, ?)"
-            " ORDER BY closes_at, round LIMIT 1",
+            "SELECT upload, task, round, offer_hash, size, consent, sealed_key, closes_at FROM outbox"
+            " WHERE state IN (?, ?, ?) ORDER BY closes_at, round LIMIT 1",
             _OPEN,
         ).fetchone()
         if row is None:
             return None
-        hello = Hello(*row[:6])
+        hello = Hello(*row[:7])
         held = chunks.Bitmap(chunks.chunk_count(hello.size))
-        return _Entry(hello, row[6], UploadState.ANNOUNCED, held, heard_at=tick, patience_s=self._silence_s)
+        return _Entry(hello, row[7], UploadState.ANNOUNCED, held, heard_at=tick, patience_s=self._silence_s)
 
     def _again(self, event: UploadEvent, tick: float) -> None:
         entry = self._entry

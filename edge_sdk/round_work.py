@@ -26,12 +26,13 @@ from edge_sdk.examples_store import Example, ExamplesStore
 from edge_sdk.held_offers import HeldOffers
 from edge_sdk.outbox import Outbox, seal_upload
 from edge_sdk.privacy import accounting
+from edge_sdk.privacy.charges import spend
 from edge_sdk.privacy.ledger import BudgetSpent, Ledger
 from edge_sdk.privacy.mechanism import SkellamSampler
 from edge_sdk.protocol import codec, roster
 from edge_sdk.protocol.errors import OfferRefused, RemoteProtocolError
-from edge_sdk.protocol.messages import MAX_LENGTH, Offer, PrivacyTerms
-from edge_sdk.protocol.quantize import l2_bound, quantize
+from edge_sdk.protocol.messages import Offer, PrivacyTerms
+from edge_sdk.protocol.quantize import quantize
 from edge_sdk.protocol.roster import Roster
 from edge_sdk.protocol.secagg import client, committee, ring
 from edge_sdk.protocol.secagg.keystream import Keystream
@@ -71,10 +72,10 @@ class TrainingInput:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Who acts, and with what."""
+    """Who acts, and with what. `keys()` tells the public keys that the device holds at this moment."""
 
     fleet: str
-    keys: OwnKeys
+    keys: Callable[[], OwnKeys]
     authority_key: bytes
     sign: Callable[[bytes], bytes]
     entropy: Callable[[int], bytes]
@@ -114,9 +115,10 @@ class RoundWork:
         device_round.check_terms(offer, digest, fleet=fleet, min_cohort=least, seen=seen)
         blob, verified = self._roster(offer, now)
         device_round.check_open(offer, max(now, verified.issued_at))
-        device_round.check_roster(offer, verified, self._device.keys)
-        self._held.hold(frame, offer, blob)
+        device_round.check_roster(offer, verified, self._device.keys())
+        # First: a crash in between must not let an offer of an older epoch pass, whose key may be deleted by then.
         raise_fact(self._db, "epoch", verified.epoch)
+        self._held.hold(frame, offer, blob)
         raise_fact(self._db, TIME_FLOOR, verified.issued_at)
         raise_fact(self._db, TIME_LATEST, verified.expires_at)
 
@@ -156,12 +158,12 @@ class RoundWork:
             round_number=offer.round,
             closes_at=offer.closes_at,
             offer_hash=digest,
-            device=self._device.keys.device,
+            device=self._device.keys().device,
             round_key=offer.round_key,
+            consent=offer.consent,
             entropy=self._device.entropy,
         )
-        q = values.sampling.q if offer.privacy.unit == "record" else 1.0
-        Outbox.commit(self._db, self._config.home / "outbox", upload, lambda: self._charge(offer, q))
+        Outbox.commit(self._db, self._config.home / "outbox", upload, lambda: self._charge(offer))
         return len(plaintext)
 
     # -- privacy ---------------------------------------------------------------------------------------------------
@@ -173,7 +175,7 @@ class RoundWork:
             least = max(self._config.min_examples, math.ceil(1 / terms.sample_rate))
             raise NotNow(f"{examples} examples of {offer.task}, {least} are needed", reason="examples")
         try:
-            self._check_budget(offer, spend(terms, offer.length, terms.sample_rate))
+            self._check_budget(offer, spend(terms, offer.length))
         except BudgetSpent as error:
             raise OfferRefused(str(error), reason="privacy") from error
 
@@ -182,15 +184,15 @@ class RoundWork:
         if not terms.insecure_without_noise:
             self._ledger.check(offer.task, terms.unit, cost, self._config.max_epsilon, terms.delta)
 
-    def _charge(self, offer: Offer, q: float) -> None:
-        """Inside the transaction that releases the upload. What was sampled is charged, not what was offered."""
+    def _charge(self, offer: Offer) -> None:
+        """Inside the transaction that releases the upload."""
         terms = offer.privacy
         if terms.insecure_without_noise:
             log.warning(
                 "round %d of %s: an update without noise is released, as the settings allow", offer.round, offer.task
             )
             return
-        cost = spend(terms, offer.length, q)
+        cost = spend(terms, offer.length)
         self._check_budget(offer, cost)
         self._ledger.charge(offer.task, terms.unit, offer.round, cost)
 
@@ -264,7 +266,7 @@ class RoundWork:
             profile=ring.profile(offer.secagg.profile),
             plan=committee.plan(len(offer.secagg.committee)),
             offer_hash=digest,
-            device=self._device.keys.device,
+            device=self._device.keys().device,
             members=[client.Member(name, keys[name]) for name in offer.secagg.committee],
             values=values,
             noise=noise,
@@ -281,8 +283,8 @@ def training_plan(terms: PrivacyTerms, examples: int) -> TrainingPlan:
     """
     from edge_sdk.training.jobs import TrainingPlan
 
-    by_record = terms.unit == "record"
-    noisy = by_record and not terms.insecure_without_noise
+    by_record = terms.unit != "device"
+    noisy = by_record and terms.placement == "local" and not terms.insecure_without_noise
     return TrainingPlan(
         unit=terms.unit,
         learning_rate=terms.learning_rate,
@@ -290,23 +292,11 @@ def training_plan(terms: PrivacyTerms, examples: int) -> TrainingPlan:
         batch_size=terms.expected_batch if by_record else max(1, int(terms.sample_rate * examples)),
         max_grad_norm=terms.max_grad_norm,
         noise_multiplier=terms.noise_multiplier if noisy else 0.0,
+        placement=terms.placement if by_record else "local",
+        per_customer=terms.per_customer,
         insecure_without_noise=terms.insecure_without_noise,
         sample_rate=terms.sample_rate if by_record else None,
     )
-
-
-def spend(terms: PrivacyTerms, length: int, q: float) -> accounting.Spend:
-    """What one round costs the unit.
-
-    Record: subsampled Gaussian at rate q. Device: the Skellam noise that `honest` devices add up to, against the norm
-    that the rounding keeps (quantize.l2_bound); no amplification is claimed, every device takes part.
-    """
-    if terms.unit == "record":
-        return accounting.subsampled_gaussian(q, terms.noise_multiplier, terms.steps)
-    assert length <= MAX_LENGTH
-    l2 = l2_bound(terms.clip, terms.step, length)
-    variance = (terms.noise_multiplier * terms.clip / terms.step) ** 2
-    return accounting.skellam(l2, l2 * math.sqrt(length), variance)
 
 
 def _fits(schema: Schema, example: Example) -> bool:

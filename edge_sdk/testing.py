@@ -297,7 +297,7 @@ class FakeAggregator:
         match message:
             case Ask():
                 now = int(self.clock())
-                self._send(State(message.nonce, now, 1, tuple(self.offers), tuple(self.openings), 60))
+                self._send(State(message.nonce, now, 1, tuple(self.offers), tuple(self.openings), None, 60))
             case Heartbeat():
                 self._send(Echo(message.nonce, int(self.clock())))
             case Hello():

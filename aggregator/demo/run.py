@@ -158,7 +158,7 @@ def create_task(story: Story) -> None:
         "--clip": CLIP,
         "--max-grad-norm": recipe.max_grad_norm,
         "--sample-rate": recipe.sample_rate,
-        "--records-per-device": RECORDS_PER_DEVICE,
+        "--units-per-device": RECORDS_PER_DEVICE,
         "--steps": recipe.steps,
         "--learning-rate": recipe.learning_rate,
         "--min-improvement": -0.05,  # noise moves the metric up and down: only a real loss holds a release back

@@ -38,6 +38,10 @@ class Message(Struct, frozen=True, forbid_unknown_fields=True):
 # Terms of a round -----------------------------------------------------------------------------------------------------
 
 
+Unit = Literal["record", "customer", "device"]
+Placement = Literal["local", "shared"]
+
+
 class SecAggTerms(Struct, frozen=True, forbid_unknown_fields=True):
     """Secure aggregation: profile, cohort bounds and who may open the sum."""
 
@@ -53,18 +57,21 @@ class SecAggTerms(Struct, frozen=True, forbid_unknown_fields=True):
 class PrivacyTerms(Struct, frozen=True, forbid_unknown_fields=True):
     """What is protected, by how much noise, and what the device must charge."""
 
-    unit: Literal["record", "device"]
-    noise_multiplier: NotNegative
-    max_grad_norm: Positive  # record unit: per-example clip
-    sample_rate: Annotated[float, Meta(gt=0.0, le=1.0)]  # record unit: Poisson rate of one step
+    unit: Unit
+    placement: Placement
+    noise_multiplier: NotNegative  # z: times the sensitivity of a step (local) or of the opened sum (shared)
+    max_grad_norm: Positive  # record and customer: L2 clip of one unit's gradient
+    per_customer: Annotated[int, Meta(ge=1, le=100_000)]  # customer: at most so many examples of one in a step
+    sample_rate: Annotated[float, Meta(gt=0.0, le=1.0)]  # record and customer: Poisson rate of one step
     steps: Annotated[int, Meta(ge=1, le=100_000)]
     learning_rate: Positive
     delta: Annotated[float, Meta(gt=0.0, lt=1.0)]
-    honest: Annotated[int, Meta(ge=1, le=65_535)]  # device unit: the noise is shared out over so many
+    honest: Annotated[int, Meta(ge=1, le=65_535)]  # shared: the noise of so many devices carries the whole; local: 1
     clip: Positive  # L2 bound of the whole update
     step: Positive  # one quantisation step
     insecure_without_noise: bool
-    # Record unit: divides each step's sum. The offer fixes it, as a divisor of the device's own would betray its count.
+    # Record and customer: units expected in a step, which divide its sum. The offer fixes it, as a divisor of the
+    # device's own would betray its count.
     expected_batch: Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
@@ -85,6 +92,7 @@ class Offer(Message, frozen=True):
     length: Annotated[int, Meta(ge=1, le=MAX_LENGTH)]  # coordinates of the update, without canaries
     secagg: SecAggTerms
     privacy: PrivacyTerms
+    consent: Count  # the notice that whoever is learnt from has agreed to, at least; 0: nobody is asked
     round_key: Annotated[bytes, Meta(min_length=1216, max_length=1216)]
 
 
@@ -102,6 +110,7 @@ class Hello(Message, frozen=True):
     round: Round
     offer_hash: Digest
     size: Annotated[int, Meta(ge=1, le=MAX_UPLOAD_BYTES)]
+    consent: Count  # the notice that everybody it was learnt from has agreed to, at least
     sealed_key: Annotated[bytes, Meta(min_length=1000, max_length=1400)]
 
 
@@ -158,6 +167,15 @@ class ShareBody(Struct, frozen=True, forbid_unknown_fields=True):
     sums: Annotated[tuple[bytes, ...], Meta(min_length=1, max_length=64)]  # little-endian uint16 elements of F_65521
 
 
+class LogHead(Struct, frozen=True, forbid_unknown_fields=True):
+    """A signed head of a hash-chained log: `size` entries end in `head` (SPEC 10)."""
+
+    size: Count
+    head: Digest
+    time: Second
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+
+
 class Ask(Message, frozen=True):
     """Asks for the signed current state; sent on every connect (SPEC 4.4)."""
 
@@ -165,6 +183,7 @@ class Ask(Message, frozen=True):
     topic: ClassVar[str] = "ask"
 
     nonce: Nonce
+    witness: LogHead | None  # the newest head of the aggregator's log that this device has seen
 
 
 class Report(Message, frozen=True):
@@ -189,6 +208,37 @@ class EpochKey(Message, frozen=True):
 
     epoch: Round
     key: Digest
+
+
+class SpentEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    """What one task has spent of one unit, as its ledger says."""
+
+    task: Name
+    unit: Unit
+    rounds: Count  # charged so far
+    last_round: Count
+    accountant: Count  # version of the orders that `curve` is over
+    curve: Annotated[bytes, Meta(max_length=4096)]  # Renyi divergences, little-endian float64
+
+
+class Spent(Message, frozen=True):
+    """The device's privacy ledger: compared with the aggregator's, and given back when the device is enrolled anew."""
+
+    kind: ClassVar[int] = 10
+    topic: ClassVar[str] = "spent"
+
+    counter: Count
+    entries: Annotated[tuple[SpentEntry, ...], Meta(max_length=24)]
+
+
+class Withdraw(Message, frozen=True):
+    """Consent was withdrawn: drop these uploads, or with none named every pending one of the task (SPEC 6.7)."""
+
+    kind: ClassVar[int] = 11
+    topic: ClassVar[str] = "withdraw"
+
+    task: Name
+    uploads: Annotated[tuple[Id, ...], Meta(max_length=64)]
 
 
 # To the device --------------------------------------------------------------------------------------------------------
@@ -273,6 +323,7 @@ class State(Message, frozen=True):
     epoch: Count  # the roster's, 0 before the first
     offers: Annotated[tuple[bytes, ...], Meta(max_length=12)]
     openings: Annotated[tuple[OpeningNotice, ...], Meta(max_length=64)]
+    log: LogHead | None  # the newest head of the aggregator's log
     next_check_s: Annotated[int, Meta(ge=1, le=86_400)]
 
 
@@ -319,7 +370,7 @@ class OpeningRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 UP: Final[dict[int, type[Message]]] = {
-    cls.kind: cls for cls in (Hello, Done, Get, Heartbeat, Share, Ask, Report, EpochKey)
+    cls.kind: cls for cls in (Hello, Done, Get, Heartbeat, Share, Ask, Report, EpochKey, Spent, Withdraw)
 }
 DOWN: Final[dict[int, type[Message]]] = {
     cls.kind: cls for cls in (Grant, Ack, Receipt, Block, OpeningNotice, Echo, State, Refusal)

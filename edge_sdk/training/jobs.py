@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
+from edge_sdk.protocol.messages import Placement, Unit
 
 Array = npt.NDArray[Any]
 _DTYPES: Final = ("float32", "int64", "int32", "bool")
@@ -38,13 +40,14 @@ class TrainingPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         would betray it. None: batch_size / records.
     """
 
-    unit: Literal["record", "device"]
+    unit: Unit
     learning_rate: float
     steps: int
     batch_size: int
     max_grad_norm: float = 1.0
     noise_multiplier: float = 0.0
-    placement: Literal["local", "shared"] = "local"
+    placement: Placement = "local"
+    per_customer: int = 32
     insecure_without_noise: bool = False
     sample_rate: float | None = None
 
@@ -71,11 +74,15 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="frame", tag="job"):
-    """One round's training. `key`: 32 bytes of operating-system entropy, for this job only."""
+    """One round's training. `key`: 32 bytes of operating-system entropy, for this job only.
+
+    `subjects`, int64 [B], says whose each record is, by any numbers; customer unit only.
+    """
 
     model: bytes
     features: dict[str, Tensor]
     labels: Tensor
+    subjects: Tensor | None
     plan: TrainingPlan
     key: bytes
 
@@ -141,7 +148,15 @@ class TrainResult(msgspec.Struct, frozen=True):
         return f"TrainResult(sampling={self.sampling}, ...)"
 
 
-def job(model: bytes, features: Mapping[str, Array], labels: Array, plan: TrainingPlan, key: bytes) -> Job:
+def job(
+    model: bytes,
+    features: Mapping[str, Array],
+    labels: Array,
+    plan: TrainingPlan,
+    key: bytes,
+    *,
+    subjects: Array | None = None,
+) -> Job:
     """Check and pack. Raises TrainingFailed for an empty data set or an impossible plan."""
     check_plan(plan)
     if len(labels) == 0:
@@ -150,7 +165,9 @@ def job(model: bytes, features: Mapping[str, Array], labels: Array, plan: Traini
         if len(array) != len(labels):
             raise TrainingFailed("wrong-shape", f"{name!r} has {len(array)} rows for {len(labels)} labels")
     packed = {name: Tensor.of(array) for name, array in features.items()}
-    return Job(model, packed, Tensor.of(labels), plan, key)
+    if subjects is not None and subjects.shape != (len(labels),):
+        raise TrainingFailed("wrong-shape", f"{subjects.shape} subjects do not fit {len(labels)} labels")
+    return Job(model, packed, Tensor.of(labels), None if subjects is None else Tensor.of(subjects), plan, key)
 
 
 def check_plan(plan: TrainingPlan) -> None:

@@ -92,7 +92,7 @@ class OneHotDevice:
         self.publish(topics.up(self.fleet, self.name, message.topic), frame, qos)
 
     def ask(self) -> None:
-        self.say(Ask(os.urandom(8)))
+        self.say(Ask(os.urandom(8), None))
 
     def beat(self, phase: str = "idle") -> None:
         self.counter += 1
@@ -198,7 +198,7 @@ class OneHotDevice:
         count = chunk_count(len(plain))
         pieces = [plain[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES] for i in range(count)]
         sealed = [sealer.seal(i, i == count - 1, piece) for i, piece in enumerate(pieces)]
-        hello = Hello(upload, offer.task, offer.round, digest, len(plain), sealed_key)
+        hello = Hello(upload, offer.task, offer.round, digest, len(plain), offer.consent, sealed_key)
         self.uploads[offer.task, offer.round] = Upload(offer, digest, hello, sealed)
         self.say(hello)
 

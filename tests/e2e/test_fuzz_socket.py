@@ -133,7 +133,7 @@ def some_of_each(offer: Offer, digest: bytes) -> list[Message]:
     """One well-formed message of every kind that a device sends, all of them about nothing that is so."""
     sealed = seal_to_round(bytes(32), offer.round_key, b"another context")
     return [
-        Hello(bytes(16), offer.task, offer.round + 5, digest, 1000, sealed),
+        Hello(bytes(16), offer.task, offer.round + 5, digest, 1000, 0, sealed),
         Done(bytes(16)),
         Get(bytes(8), "checkpoint/none", 0, 10),
         Heartbeat(bytes(8), 10**6, "idle", {}),
@@ -149,11 +149,11 @@ def well_formed(offer: Offer, digest: bytes, size: int, name: str) -> list[tuple
     key = seal_to_round(bytes(32), offer.round_key, chunks.hello_info(digest, name, upload))
     short = seal_to_round(bytes(31), offer.round_key, chunks.hello_info(digest, name, upload))
     return [
-        (Hello(upload, offer.task, offer.round + 5, digest, size, key), "closed"),
-        (Hello(upload, offer.task, offer.round, bytes(32), size, key), "closed"),
-        (Hello(upload, offer.task, offer.round, digest, size + 1, key), "size"),
-        (Hello(os.urandom(16), offer.task, offer.round, digest, size, key), "round-seal"),
-        (Hello(upload, offer.task, offer.round, digest, size, short), "round-seal"),
+        (Hello(upload, offer.task, offer.round + 5, digest, size, 0, key), "closed"),
+        (Hello(upload, offer.task, offer.round, bytes(32), size, 0, key), "closed"),
+        (Hello(upload, offer.task, offer.round, digest, size + 1, 0, key), "size"),
+        (Hello(os.urandom(16), offer.task, offer.round, digest, size, 0, key), "round-seal"),
+        (Hello(upload, offer.task, offer.round, digest, size, 0, short), "round-seal"),
         (Done(upload), "unknown-upload"),
         (Share(offer.task, offer.round, bytes(1200)), "not-opening"),
         (EpochKey(1, bytes(32)), "repeat"),
@@ -221,7 +221,7 @@ def rubbish_of_a_device(mouth: Mouth, rogue: kill.OneHotDevice, terms: Terms, rn
         say(message.topic, signed(message, rogue.name, "aggregator", rogue.sign_key), reason)
     upload = os.urandom(16)
     key = seal_to_round(bytes(32), offer.round_key, chunks.hello_info(digest, rogue.name, upload))
-    hello = Hello(upload, offer.task, offer.round, digest, size, key)
+    hello = Hello(upload, offer.task, offer.round, digest, size, 0, key)
     say("hello", signed(hello, rogue.name, "aggregator", rogue.sign_key))
     rubbish = rng.randbytes(chunks.SEALED_CHUNK_BYTES)
     for chunk, reason in (
@@ -284,7 +284,7 @@ def of_each_kind_down(offer: Offer) -> list[tuple[Message, str]]:
         (Ack(bytes(16), b""), "unknown-upload"),
         (Receipt(bytes(16), True, ""), "unknown-upload"),
         (Block(bytes(8), "roster/1", 0, 10, True, bytes(10)), "unasked-block"),
-        (State(bytes(8), 2**40, 1, (rubbish_frame(),), (notice,), 60), "nonce"),
+        (State(bytes(8), 2**40, 1, (rubbish_frame(),), (notice,), None, 60), "nonce"),
         (Echo(bytes(8), 2**40), "nonce"),
         (Refusal("hello", "closed", "", bytes(16)), "unknown-upload"),
         (notice, ""),
@@ -346,11 +346,12 @@ def an_offer() -> Offer:
     from edge_sdk.protocol.messages import PrivacyTerms, SecAggTerms
 
     privacy = PrivacyTerms(
-        unit="record", noise_multiplier=1.0, max_grad_norm=1.0, sample_rate=0.1, steps=1, learning_rate=0.1,
+        unit="record", placement="local", noise_multiplier=1.0, max_grad_norm=1.0, per_customer=8, sample_rate=0.1,
+        steps=1, learning_rate=0.1,
         delta=1e-5, honest=1, clip=1.0, step=0.001, insecure_without_noise=False, expected_batch=50,
     )  # fmt: skip
     secagg = SecAggTerms("P24", 3, 9, 1, bytes(32), False, tuple(f"d{i}" for i in range(5)))
     now = int(time.time())
     return Offer(
-        FLEET, "churn", 9, now, now + 60, (bytes(32),), 1000, bytes(32), 10, secagg, privacy, bytes(1216)
+        FLEET, "churn", 9, now, now + 60, (bytes(32),), 1000, bytes(32), 10, secagg, privacy, 0, bytes(1216)
     )  # fmt: skip

@@ -103,7 +103,7 @@ def test_a_state_brings_offers_and_openings_and_the_time(desk):
     offer = desk.fleet.offer()
     notice, _ = desk.fleet.opening(offer, codec.offer_hash(desk.fleet.frame(offer)), desk.me.name)
     asked = desk.last(Ask)
-    desk.say(State(asked.nonce, NOW + 5000, 1, (desk.fleet.frame(offer),), (notice,), 60))
+    desk.say(State(asked.nonce, NOW + 5000, 1, (desk.fleet.frame(offer),), (notice,), None, 60))
     assert desk.offers == [offer]
     assert desk.talk.now(0.0) == NOW + 5000, "a clock in 1970 costs nothing"
     desk.talk.turn(2.0, NOW)
@@ -113,10 +113,10 @@ def test_a_state_brings_offers_and_openings_and_the_time(desk):
 
 
 def test_a_state_that_was_not_asked_for_is_refused(desk):
-    desk.say(State(bytes(8), NOW, 1, (), (), 60))
+    desk.say(State(bytes(8), NOW, 1, (), (), None, 60))
     asked = desk.last(Ask)
-    desk.say(State(asked.nonce, NOW, 1, (), (), 60))
-    desk.say(State(asked.nonce, NOW, 1, (), (), 60))
+    desk.say(State(asked.nonce, NOW, 1, (), (), None, 60))
+    desk.say(State(asked.nonce, NOW, 1, (), (), None, 60))
     assert desk.refusals() == {"nonce": 2}
 
 
@@ -252,7 +252,7 @@ def test_a_time_in_the_far_future_is_not_believed_and_does_not_end_learning(desk
     assert desk.refusals() == {}, "an offer is not believed a time before it is judged"
     desk.say(Echo(desk.last(Heartbeat).nonce, never))
     asked = desk.last(Ask)
-    desk.say(State(asked.nonce, never, 1, (), (), 60))
+    desk.say(State(asked.nonce, never, 1, (), (), None, 60))
     desk.talk.judged(msgspec.structs.replace(desk.fleet.offer(), issued_at=never), NOW)
     assert desk.talk.now(NOW) == NOW
     assert fact(desk.db, TIME_FLOOR) == 0

@@ -48,8 +48,10 @@ def offer(**changes: object) -> Offer:
     secagg = SecAggTerms("P24", n_min=5, n_max=8, epoch=1, statement_hash=digest, stewards=False, committee=committee)
     privacy = PrivacyTerms(
         "device",
+        "shared",
         1.0,
         1.0,
+        8,
         0.5,
         10,
         0.1,
@@ -60,7 +62,9 @@ def offer(**changes: object) -> Offer:
         insecure_without_noise=False,
         expected_batch=10,
     )
-    plain = Offer("f0", "churn", 7, NOW - 5, NOW + 600, (bytes(32),), 1000, bytes(32), 100, secagg, privacy, ROUND_KEY)
+    plain = Offer(
+        "f0", "churn", 7, NOW - 5, NOW + 600, (bytes(32),), 1000, bytes(32), 100, secagg, privacy, 0, ROUND_KEY
+    )
     for name, value in changes.items():
         for part in ("secagg", "privacy"):
             terms = getattr(plain, part)
@@ -122,7 +126,7 @@ def test_the_device_says_how_many_of_a_cohort_it_takes_to_be_honest():
 
     assert [takes(5, 0.8), takes(6, 0.8), takes(100, 0.8), takes(100, 0.5), takes(5, 1.0)] == [4, 4, 80, 50, 5]
     assert takes(3, 0.1) == 1, "this device itself"
-    check(offer(unit="record", honest=65_535))
+    check(offer(unit="record", placement="local", honest=65_535))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +178,7 @@ def test_the_noise_of_one_device_is_its_share_of_the_whole():
     assert device_round.device_sigma(offer()) == pytest.approx(
         terms.noise_multiplier * terms.clip / terms.step / math.sqrt(terms.honest)
     )
-    assert device_round.device_sigma(offer(unit="record")) == 0.0
+    assert device_round.device_sigma(offer(unit="record", placement="local")) == 0.0
 
 
 def test_the_transition_table_is_the_one_of_the_specification():

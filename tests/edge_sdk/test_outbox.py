@@ -28,7 +28,7 @@ CLOSES = 2_000_000_000
 def sealed(round_number: int = 3, plaintext: bytes = PLAIN) -> SealedUpload:
     return seal_upload(
         plaintext, task="churn", round_number=round_number, closes_at=CLOSES, offer_hash=H, device="kiosk-1",
-        round_key=ROUND_KEY.public_bytes(), entropy=os.urandom,
+        round_key=ROUND_KEY.public_bytes(), consent=0, entropy=os.urandom,
     )  # fmt: skip
 
 

@@ -23,7 +23,8 @@ def upload(round_number: int) -> SealedUpload:
     key = RoundKey(bytes(range(ROUND_SECRET_BYTES)))
     return seal_upload(
         bytes((CHUNKS - 1) * chunks.CHUNK_BYTES + 7), task="churn", round_number=round_number, closes_at=CLOSES,
-        offer_hash=bytes(32), device="kiosk-1", round_key=key.public_bytes(), entropy=os.urandom,
+        offer_hash=bytes(32), device="kiosk-1", round_key=key.public_bytes(), consent=0,
+        entropy=os.urandom,
     )  # fmt: skip
 
 

@@ -94,7 +94,7 @@ def bench(tmp_path: Path) -> Bench:
 
 @pytest.mark.parametrize("unit", ["device", "record"])
 def test_what_is_released_opens_under_the_round_key_and_is_signed_by_the_device(bench, unit):
-    offer = bench.fleet.offer(unit=unit)
+    offer = bench.fleet.offer(unit=unit, placement="local" if unit == "record" else "shared")
     size = bench.take_part(offer)
     plan, ours = committee.plan(8), ring.profile("P24")
     assert size == client.upload_bytes(ours, plan, LENGTH + 64)
@@ -114,7 +114,7 @@ def test_what_is_released_opens_under_the_round_key_and_is_signed_by_the_device(
 
 
 def test_the_training_is_what_the_offer_says_and_noise_of_the_record_unit_is_added_there(bench):
-    bench.take_part(bench.fleet.offer(unit="record", noise_multiplier=1.5, sample_rate=0.3))
+    bench.take_part(bench.fleet.offer(unit="record", placement="local", noise_multiplier=1.5, sample_rate=0.3))
     plan = bench.given[0].plan
     # Neither the rate nor the divisor may follow the number of examples: the update would betray it.
     assert (plan.unit, plan.noise_multiplier, plan.steps) == ("record", 1.5, 2)
@@ -220,7 +220,7 @@ def divergence(order: int, q: float, noise: float) -> float:
 
 
 def test_the_record_unit_is_charged_for_what_was_sampled(bench):
-    bench.take_part(bench.fleet.offer(unit="record", noise_multiplier=1.5, steps=7))
+    bench.take_part(bench.fleet.offer(unit="record", placement="local", noise_multiplier=1.5, steps=7))
     charged = dict(zip(ORDERS, Ledger(bench.db).spent(TASK, "record"), strict=True))
     small = [order for order in ORDERS if float(order).is_integer() and order <= 20]
     assert len(small) > 5
@@ -237,7 +237,7 @@ def test_the_budget_is_looked_at_again_when_the_upload_is_released(tmp_path):
 
     def meanwhile(given, cancelled):
         for number in range(50, 90):
-            Ledger(bench.db).charge(TASK, "device", number, spend(offer.privacy, LENGTH, 1.0))
+            Ledger(bench.db).charge(TASK, "device", number, spend(offer.privacy, LENGTH))
         return train(given, cancelled)
 
     bench.work._train = meanwhile

@@ -222,5 +222,5 @@ def test_the_signature_is_checked_before_the_body_is_read():
 
 def test_a_message_too_large_to_send_is_our_own_fault():
     with pytest.raises(errors.LocalProtocolError) as refusal:
-        frame_of(messages.State(bytes(8), 0, 0, tuple(bytes(6000) for _ in range(12)), (), 60))
+        frame_of(messages.State(bytes(8), 0, 0, tuple(bytes(6000) for _ in range(12)), (), None, 60))
     assert refusal.value.reason == "size"

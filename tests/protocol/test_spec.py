@@ -197,11 +197,12 @@ def test_a_round_closes_within_seven_days():
 
 def offer_of(clip: float, step: float, n_max: int) -> Offer:
     terms = messages.PrivacyTerms(
-        unit="record", noise_multiplier=1.0, max_grad_norm=1.0, sample_rate=0.1, steps=1, learning_rate=0.1,
+        unit="record", placement="local", noise_multiplier=1.0, max_grad_norm=1.0, per_customer=8, sample_rate=0.1,
+        steps=1, learning_rate=0.1,
         delta=1e-5, honest=1, clip=clip, step=step, insecure_without_noise=False, expected_batch=50,
     )  # fmt: skip
     secagg = messages.SecAggTerms("P24", 3, n_max, 1, bytes(32), False, tuple(f"d{i}" for i in range(5)))
-    return Offer("f0", "churn", 1, 0, 1, (bytes(32),), 1, bytes(32), 1, secagg, terms, bytes(1216))
+    return Offer("f0", "churn", 1, 0, 1, (bytes(32),), 1, bytes(32), 1, secagg, terms, 0, bytes(1216))
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5])
