@@ -17,11 +17,12 @@ import socket
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from edge_sdk.config import Config, ConfigError, load
+from edge_sdk.config import IDENTITY, Config, ConfigError, load
 
 if TYPE_CHECKING:
     from edge_sdk.inference import Answer
@@ -120,7 +121,6 @@ def _command(commands: Any, name: str, command: Command, summary: str) -> argpar
 
 
 def _enroll(chosen: argparse.Namespace) -> int:
-    from edge_sdk.client import IDENTITY
     from edge_sdk.identity.enrolment import enrol
 
     home = load(home=chosen.home).home
@@ -148,7 +148,7 @@ def _host_name() -> str:
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    from edge_sdk.client import IDENTITY, check_home, init
+    from edge_sdk.client import check_home, init
     from edge_sdk.identity.enrolment import load_identity
 
     config = load(home=chosen.home)
@@ -172,7 +172,7 @@ def _run(chosen: argparse.Namespace) -> int:
 def _status(chosen: argparse.Namespace) -> int:
     from edge_sdk.device_status import read_status
 
-    status = read_status(_enrolled(chosen.home))
+    status = read_status(_enrolled(chosen.home), time.time())
     if chosen.json:
         print(json.dumps(status, indent=2, sort_keys=True))
         return 0
@@ -195,6 +195,9 @@ def _told(status: Mapping[str, Any]) -> list[str]:
         for unit, p in units.items():
             spent = f"epsilon {p['epsilon']:.3f} of {p['budget']:g} (delta {p['delta']:g}, {p['rounds']} rounds)"
             lines.append(f"privacy   {task}, each {unit}: {spent}")
+    if key := status["epoch_key"]:
+        waits = ", the next one waits for a roster" if key["next_sent"] else ""
+        lines.append(f"epoch key number {key['number']}, {key['age_s'] / 3600:.1f} hours old{waits}")
     for u in status["uploads"]:
         lines.append(f"upload    {u['task']} round {u['round']}: {u['state']} {u['reason']}".rstrip())
     lines += [f"refused   {reason}: {n}" for reason, n in status["refusals"].items()]

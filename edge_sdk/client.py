@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from edge_sdk.answer import Answer
-from edge_sdk.config import Config, ConfigError, load
+from edge_sdk.config import IDENTITY, Config, ConfigError, load
 from edge_sdk.engine import Engine
 from edge_sdk.governor import Governor
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from edge_sdk.surroundings import Surroundings
     from edge_sdk.transport.interface import Transport
 
-IDENTITY: Final = "identity"
 OPENING_S: Final = 5.0
 LOOK_S: Final = 0.02
 REPEAT_S: Final = 10.0
@@ -206,8 +205,8 @@ class EdgeClient:
             return {"phase": "disabled", "connected": False}
         from edge_sdk.device_status import read_status
 
-        status = read_status(self.config)
         engine = self._engine
+        status = read_status(self.config, time.time() if engine is None else engine.around.clock())
         if engine is None:
             return {"phase": "disabled", "connected": False, **status}
         live = engine.live

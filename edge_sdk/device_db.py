@@ -34,6 +34,10 @@ MIGRATIONS: Final = (
     """
     ALTER TABLE outbox ADD COLUMN consent INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    CREATE TABLE epoch_keys (
+        state TEXT PRIMARY KEY, number INTEGER NOT NULL, public BLOB NOT NULL, made_at INTEGER NOT NULL);
+    """,
 )
 
 TIME_FLOOR: Final = "time-floor"  # it is at least as late as this

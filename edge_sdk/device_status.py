@@ -9,8 +9,11 @@ from typing import Any
 from edge_sdk.config import Config
 
 
-def read_status(config: Config) -> dict[str, Any]:
-    """A plain dict: models, examples, privacy spent, uploads, refusals and counters. Missing files give empty parts."""
+def read_status(config: Config, now: float) -> dict[str, Any]:
+    """A plain dict: models, examples, privacy spent, epoch key, uploads, refusals and counters.
+
+    Missing files give empty parts. `now`: the device's own clock, seconds since 1970.
+    """
     home = config.home
     return {
         "home": str(home),
@@ -20,6 +23,7 @@ def read_status(config: Config) -> dict[str, Any]:
         ),
         "examples_set_aside": (home / "examples.db.unreadable").exists(),
         "privacy": _privacy(config),
+        "epoch_key": _epoch_key(home / "device.db", now),
         **_device(home / "device.db"),
     }
 
@@ -70,6 +74,19 @@ def _device(path: Path) -> dict[str, Any]:
         "counters": counters,
         "uploads": [dict(zip(columns, row, strict=True)) for row in uploads],
     }
+
+
+def _epoch_key(path: Path, now: float) -> dict[str, Any]:
+    """Number of the current key (1: the enrolled one), its age, and whether a next and an older one are there."""
+    from edge_sdk.device_db import TIME_FLOOR
+
+    keys = {state: row for state, *row in _rows(path, "SELECT state, number, made_at FROM epoch_keys")}
+    if "current" not in keys:
+        return {}
+    number, made_at = keys["current"]
+    floor = _rows(path, f"SELECT value FROM facts WHERE name = '{TIME_FLOOR}'")
+    age_s = max(0, int(now) - made_at, *(row[0] - made_at for row in floor))
+    return {"number": number, "age_s": age_s, "next_sent": "next" in keys, "older_kept": "older" in keys}
 
 
 def _privacy(config: Config) -> dict[str, dict[str, dict[str, float]]]:

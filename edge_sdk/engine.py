@@ -15,15 +15,17 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from edge_sdk.config import Config
+from edge_sdk.config import IDENTITY, Config
 from edge_sdk.governor import Governor
 from edge_sdk.surroundings import Live, OpenOffer, Record, Surroundings
 from edge_sdk.worker import Worker
 
 if TYPE_CHECKING:
     from edge_sdk.conversation import Conversation
+    from edge_sdk.device_round import OwnKeys
     from edge_sdk.examples_store import ExamplesStore
     from edge_sdk.identity.enrolment import Identity
+    from edge_sdk.identity.epoch_keys import EpochKeys
     from edge_sdk.inference import Models
     from edge_sdk.protocol.messages import Offer
     from edge_sdk.transport.interface import Transport
@@ -71,6 +73,7 @@ class Engine:
         self._examples: ExamplesStore | None = None
         self._db: sqlite3.Connection | None = None
         self._identity: Identity | None = None
+        self._epoch_keys: EpochKeys | None = None
 
     # -- from the app's threads: never block, never raise ------------------------------------------------------------
 
@@ -148,15 +151,18 @@ class Engine:
 
     def _open_identity(self) -> None:
         from edge_sdk.conversation import Conversation, Speaker
+        from edge_sdk.identity.epoch_keys import EpochKeys
 
         assert self._db is not None
         who = self._identity = self.around.identity()
+        keys = self._epoch_keys = EpochKeys(self.config.home / IDENTITY, who.keys)
         speaker = Speaker(
-            who.bundle.fleet, who.device, who.keys.sign, who.bundle.aggregator_key, who.keys.epoch, self.around.entropy
+            who.bundle.fleet, who.device, who.keys.sign, who.bundle.aggregator_key, keys, self.around.entropy
         )
         self._conversation = Conversation(
             speaker, self._db, self.config.home / "outbox", self,
-            heartbeat_s=self.config.heartbeat_s, silence_s=self.config.silence_s, not_before=who.not_before,
+            heartbeat_s=self.config.heartbeat_s, silence_s=self.config.silence_s, epoch_key_s=self.config.epoch_key_s,
+            not_before=who.not_before,
         )  # fmt: skip
 
     def _serve_offline(self) -> None:
@@ -300,6 +306,14 @@ class Engine:
         """The verified time, seconds since 1970."""
         assert self._conversation is not None
         return self._conversation.now(self.around.clock())
+
+    def own_keys(self) -> OwnKeys:
+        """The public keys that this device holds at this moment. From any thread."""
+        from edge_sdk.device_round import OwnKeys
+
+        assert self._identity is not None
+        assert self._epoch_keys is not None
+        return OwnKeys(self._identity.device, self._identity.keys.sign_public, self._epoch_keys.publics)
 
     def update_ended(self, task: str, again_s: float | None) -> None:
         """On the loop: a look for an update is over; look again after `again_s` seconds where it is not None."""

@@ -1,8 +1,8 @@
 """Offers this device verified itself, with the rosters behind them. Kept so that a member can answer after a restart.
 
-Refuses nothing: what is put here was checked by `device_round`. An offer is kept until a later round of its task has
-been over for a week, so an old opening can still be judged; of more than 64 tasks, the one longest without a new offer
-goes first.
+Refuses nothing: what is put here was checked by `device_round`. Of a task the newest offer and those up to 64 rounds
+before it are kept, so an old opening can still be judged; of more than 64 tasks, the one longest without a new offer
+goes first. Also tells what openings this device may still owe, which is what an older epoch key is kept for.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Final
 
 from edge_sdk.device_db import transaction
 from edge_sdk.device_round import Seen
-from edge_sdk.protocol import codec
+from edge_sdk.protocol import codec, roster
 from edge_sdk.protocol.messages import Offer
 
 KEPT_ROUNDS: Final = 64
 KEPT_TASKS: Final = 64
+OPENING_S: Final = 86_400  # SPEC 7.5: an opening is asked for within a day after `closes_at`
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class HeldOffers:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
+        self._named: dict[bytes, bytes | None] = {}
 
     def hold(self, frame: bytes, offer: Offer, roster_blob: bytes) -> None:
         """Keep a verified offer; a repeat changes nothing."""
@@ -79,6 +81,36 @@ class HeldOffers:
         """The roster blob behind a held offer."""
         row = self._db.execute("SELECT blob FROM rosters WHERE statement_hash = ?", (statement_hash,)).fetchone()
         return bytes(row[0]) if row else None
+
+    def own_key(self, statement_hash: bytes, device: str) -> bytes | None:
+        """The epoch key (32 bytes) by which a held roster names the device, which is this one."""
+        if statement_hash in self._named:
+            return self._named[statement_hash]
+        if (blob := self.roster_blob(statement_hash)) is None:
+            return None
+        if len(self._named) >= KEPT_ROUNDS:
+            self._named.clear()
+        named = next((entry.epoch_key for entry in roster.from_blob(blob).entries if entry.device == device), None)
+        self._named[statement_hash] = named
+        return named
+
+    def newest_own_key(self, device: str) -> bytes | None:
+        """The epoch key by which the newest held roster names the device."""
+        row = self._db.execute("SELECT statement_hash FROM rosters ORDER BY epoch DESC LIMIT 1").fetchone()
+        return self.own_key(bytes(row[0]), device) if row else None
+
+    def owed(self, device: str, now: int) -> list[Offer]:
+        """Offers of whose rounds the device may still have to open its part (SPEC 7.3.2).
+
+        Not those it answered, those followed by a later round of their task (the aggregator is done with a round before
+        it offers the next), those that closed more than a day ago, and those whose committee it does not sit on.
+        """
+        rows = self._db.execute(
+            "SELECT frame FROM offers o WHERE round = (SELECT MAX(round) FROM offers WHERE task = o.task)"
+            " AND NOT EXISTS (SELECT 1 FROM answers a WHERE a.task = o.task AND a.round = o.round)"
+        )
+        offers = [self._parse(row[0]) for row in rows.fetchall()]
+        return [each for each in offers if device in each.secagg.committee and now < each.closes_at + OPENING_S]
 
     def seen(self, task: str, round_number: int) -> Seen:
         """What `device_round` wants to know about a task and round."""

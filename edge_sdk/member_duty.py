@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -18,6 +18,7 @@ from edge_sdk.held_offers import HeldOffer
 from edge_sdk.protocol import chunks, codec
 from edge_sdk.protocol.errors import OpeningRefused
 from edge_sdk.protocol.messages import OpeningNotice, OpeningRequest, Share, ShareBody
+from edge_sdk.protocol.roster import RosterEntry
 from edge_sdk.protocol.sealing import seal_to_round
 
 FRAMING_BYTES: Final = 1024
@@ -52,6 +53,20 @@ def largest_request(held: HeldOffer, roster_size: int) -> int:
     return FRAMING_BYTES + 2 * min(terms.n_max, roster_size) * (sealed + ENTRY_BYTES)
 
 
+def secret_for(
+    entries: Sequence[RosterEntry], device: str, find: Callable[[bytes], X25519PrivateKey | None]
+) -> X25519PrivateKey:
+    """The secret of the epoch key by which the offer's roster names the device; `find` as `EpochKeys.find`.
+
+    Raises OpeningRefused ("wrong-seal") where it is deleted: nothing sealed to it can be opened any more.
+    """
+    named = next((entry.epoch_key for entry in entries if entry.device == device), b"")
+    secret = find(named)
+    if secret is None:
+        raise OpeningRefused("the epoch key that this round was sealed to is deleted", reason="wrong-seal")
+    return secret
+
+
 def read_request(notice: OpeningNotice, blob: bytes) -> OpeningRequest:
     """The request whose digest the signed notice names. Raises RemoteProtocolError."""
     if len(blob) != notice.size or hashlib.sha256(blob).digest() != notice.digest:
@@ -74,8 +89,8 @@ def answer(
 ) -> Share:
     """Check, add up, seal, store, and only then return the answer. Raises OpeningRefused.
 
-    `held`: the offer with the request's H, as this device verified it; `sign_keys`: device name -> Ed25519 key of the
-    roster that the offer names.
+    `held`: the offer with the request's H, as this device verified it; `secret`: `secret_for` the roster that the offer
+    names; `sign_keys`: device name -> Ed25519 key of that roster.
     """
     if held is None:
         raise OpeningRefused("this device did not verify an offer with this hash", reason="unknown-offer")

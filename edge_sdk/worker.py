@@ -94,13 +94,11 @@ class Worker:
         self._arithmetic_is_exact = True
 
     def _round_work(self, who: Identity, connection: sqlite3.Connection) -> RoundWork:
-        from edge_sdk.device_round import OwnKeys
         from edge_sdk.examples_store import ExamplesStore
         from edge_sdk.round_work import Device, RoundWork
 
         config, entropy = self._engine.config, self._engine.around.entropy
-        keys = OwnKeys(who.device, who.keys.sign_public, who.keys.epoch_public)
-        device = Device(who.bundle.fleet, keys, who.bundle.authority_key, who.keys.sign, entropy)
+        device = Device(who.bundle.fleet, self._engine.own_keys, who.bundle.authority_key, who.keys.sign, entropy)
         home = config.home
         examples = ExamplesStore(home / "examples.db", home / "examples.key", config.max_examples, entropy)
         return RoundWork(

@@ -2,7 +2,7 @@
 
     tls.key      P-256: mutual TLS to the broker; renewed with the certificate
     sign.key     Ed25519: signs every message of the device
-    epoch.key    X25519: opens what other devices seal to this one as a committee member
+    epoch.key    X25519: opens what other devices seal to this one as a committee member; rotates (epoch_keys)
 
 P-256 for TLS because every broker takes it; Ed25519 works with mosquitto and NATS but not with AWS IoT Core.
 """
@@ -94,7 +94,7 @@ class DeviceKeys:
 
 
 def load_epoch_key(path: Path) -> X25519PrivateKey:
-    """An older epoch key that still opens rosters of its time. Raises IdentityError."""
+    """Read one epoch key. Raises IdentityError."""
     key = _load(path)
     if not isinstance(key, X25519PrivateKey):
         raise IdentityError(f"{path} is not an epoch key: restore it from a copy or enrol again")
@@ -138,10 +138,11 @@ def write_private(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make renames and deletions in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

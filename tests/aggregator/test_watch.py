@@ -13,6 +13,7 @@ from aggregator.store.store import Store
 from aggregator.watch import Presence
 from edge_sdk.conversation import Conversation, Speaker
 from edge_sdk.device_db import open_device_db
+from edge_sdk.identity.epoch_keys import EpochKeys
 from edge_sdk.identity.keys import DeviceKeys
 from edge_sdk.protocol import codec
 from edge_sdk.protocol.errors import UnexpectedMessage
@@ -68,7 +69,7 @@ class Kiosk:
     def __init__(self, folder) -> None:
         keys = DeviceKeys.generate()
         self.db = open_device_db(folder / "device.db")
-        speaker = Speaker(FLEET, "kiosk-a", keys.sign, fresh(), keys.epoch, os.urandom)
+        speaker = Speaker(FLEET, "kiosk-a", keys.sign, fresh(), EpochKeys(folder / "identity", keys), os.urandom)
         self.talk = Conversation(speaker, self.db, folder / "outbox", self, heartbeat_s=30.0, silence_s=5.0)  # type: ignore[arg-type]
         self.said: list[Heartbeat] = []
         self.tick = 0.0

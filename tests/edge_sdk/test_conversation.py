@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from edge_sdk.conversation import Conversation, Speaker
 from edge_sdk.device_db import TIME_FLOOR, TIME_LATEST, counters, fact, open_device_db, raise_fact
+from edge_sdk.identity.epoch_keys import EpochKeys
 from edge_sdk.protocol import codec, topics
 from edge_sdk.protocol.messages import (
     UP,
@@ -45,7 +46,7 @@ class Desk:
         self.db = open_device_db(home / "device.db")
         speaker = Speaker(
             FLEET, self.me.name, self.me.sign.sign, self.fleet.aggregator.public_key().public_bytes_raw(),
-            self.me.epoch, os.urandom,
+            EpochKeys(home / "identity", self.me), os.urandom,
         )  # fmt: skip
         self.sent: list[Message] = []
         self.offers: list[Offer] = []

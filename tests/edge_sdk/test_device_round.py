@@ -39,7 +39,7 @@ def roster_of(entries: list[RosterEntry]) -> Roster:
 ROSTER = roster_of(ENTRIES)
 UNSEEN = Seen()
 ROUND_KEY = RoundKey(bytes(range(ROUND_SECRET_BYTES))).public_bytes()
-ME = OwnKeys("kiosk-3", bytes([3]) * 32, bytes([103]) * 32)
+ME = OwnKeys("kiosk-3", bytes([3]) * 32, (bytes([102]) * 32, bytes([103]) * 32))
 
 
 def offer(**changes: object) -> Offer:
@@ -146,9 +146,9 @@ def test_an_old_round_or_a_second_story_about_one_is_refused(seen, reason):
 
 def test_a_device_that_the_roster_does_not_name_with_its_own_keys_takes_no_part():
     for me in (
-        OwnKeys("stranger", ME.sign_key, ME.epoch_key),
-        OwnKeys(ME.device, bytes(32), ME.epoch_key),
-        OwnKeys(ME.device, ME.sign_key, bytes(32)),
+        OwnKeys("stranger", ME.sign_key, ME.epoch_keys),
+        OwnKeys(ME.device, bytes(32), ME.epoch_keys),
+        OwnKeys(ME.device, ME.sign_key, (bytes(32), bytes([102]) * 32)),
     ):
         with pytest.raises(OfferRefused, match="own keys"):
             check(offer(), me=me)

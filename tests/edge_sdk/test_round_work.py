@@ -50,9 +50,9 @@ class Bench:
         self.locked = graph_digest(MODEL)
         (home / "outbox").mkdir()
         config = Config(home=home, **{"max_epsilon": 100.0, **settings})
-        keys = OwnKeys(self.me.name, self.me.entry.sign_key, self.me.entry.epoch_key)
+        keys = OwnKeys(self.me.name, self.me.entry.sign_key, (self.me.entry.epoch_key,))
         authority = self.fleet.authority.public_key().public_bytes_raw()
-        device = Device(FLEET, keys, authority, self.me.sign.sign, os.urandom)
+        device = Device(FLEET, lambda: keys, authority, self.me.sign.sign, os.urandom)
         self.work = RoundWork(
             device, config, self.db, self.examples,
             fetch=self.fetch, train=self.train, locked_graph=lambda task, expected: self.locked,

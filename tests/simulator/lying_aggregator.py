@@ -240,7 +240,7 @@ class Liar:
         make, members = make or self.genuine(digest), self._committees[digest]
         sums: Shares = {}
         for index in self.members(digest, honest=False):
-            secret, total = DeviceKeysOf(members[index]).epoch_key, np.zeros(1, np.int64)
+            secret, total = DeviceKeysOf(members[index]).epoch, np.zeros(1, np.int64)
             for device in group:
                 info = client.share_info(digest, device, members[index], index)
                 total = total + np.frombuffer(open_share(make(device, index).sealed, secret, info), "<u2")

@@ -126,8 +126,8 @@ class SimulatedAggregator:
         self._home.prepare()
         self._open()
         for name in devices:
-            public = DeviceKeysOf(name).public
-            row = (name, public.sign_key, public.epoch_key, name, 2**40, "active", "kiosk", 0, 0, None)
+            keys = DeviceKeysOf(name)
+            row = (name, keys.sign_public, keys.epoch_public, name, 2**40, "active", "kiosk", 0, 0, None)
             self.store.connection.execute("INSERT INTO devices VALUES (?,?,?,?,?,?,?,?,?,?)", row)
         self.store.add_task(TaskRow(TASK, msgspec.json.encode(spec), "active", "", 0, "00", "", 0.0))
 

@@ -19,6 +19,7 @@ from edge_sdk.conversation import Conversation, Speaker
 from edge_sdk.device_db import counters, open_device_db
 from edge_sdk.device_round import OwnKeys
 from edge_sdk.examples_store import Example
+from edge_sdk.identity.epoch_keys import EpochKeys
 from edge_sdk.protocol.errors import LocalProtocolError, RemoteProtocolError
 from edge_sdk.protocol.messages import Offer
 from edge_sdk.protocol.roster import RosterEntry
@@ -35,15 +36,18 @@ class DeviceKeysOf:
     def __init__(self, name: str) -> None:
         self.name = name
         self.sign_key = Ed25519PrivateKey.from_private_bytes(seeded_entropy("sign", name)(32))
-        self.epoch_key = X25519PrivateKey.from_private_bytes(seeded_entropy("epoch", name)(32))
+        self.epoch = X25519PrivateKey.from_private_bytes(seeded_entropy("epoch", name)(32))
 
     @property
-    def public(self) -> OwnKeys:
-        epoch = self.epoch_key.public_key().public_bytes_raw()
-        return OwnKeys(self.name, self.sign_key.public_key().public_bytes_raw(), epoch)
+    def sign_public(self) -> bytes:
+        return self.sign_key.public_key().public_bytes_raw()
+
+    @property
+    def epoch_public(self) -> bytes:
+        return self.epoch.public_key().public_bytes_raw()
 
     def entry(self, steward: bool = False) -> RosterEntry:
-        return RosterEntry(self.name, self.public.sign_key, self.public.epoch_key, steward)
+        return RosterEntry(self.name, self.sign_public, self.epoch_public, steward)
 
 
 class Examples:
@@ -83,11 +87,12 @@ class SimulatedDevice:
         aggregator_key: bytes,
         authority_key: bytes,
         min_cohort: int = MIN_COHORT,
+        epoch_key_s: float = 86_400.0,
     ) -> None:
-        self.name, self.keys, self.place = name, DeviceKeysOf(name), place
+        self.name, self.place = name, place
         self._wire, self._folder = wire, folder
         self._aggregator_key, self._authority_key = aggregator_key, authority_key
-        self._min_cohort = min_cohort
+        self._min_cohort, self._epoch_key_s = min_cohort, epoch_key_s
         self.entropy = seeded_entropy("device", name)
         folder.mkdir(parents=True)
         self.tick = 0.0
@@ -101,19 +106,23 @@ class SimulatedDevice:
         self.refused: list[str] = []
         self._blobs: dict[str, bytes] = {}
         self._asked: set[str] = set()
-        speaker = Speaker(
-            FLEET, self.name, self.keys.sign_key.sign, self._aggregator_key, self.keys.epoch_key, self.entropy
-        )
+        keys = self.keys = DeviceKeysOf(self.name)
+        epoch_keys = self.epoch_keys = EpochKeys(self._folder / "identity", keys)
+        speaker = Speaker(FLEET, self.name, keys.sign_key.sign, self._aggregator_key, epoch_keys, self.entropy)
         self.conversation = Conversation(
-            speaker, self.database, self._folder / "outbox", self, heartbeat_s=30.0, silence_s=5.0
-        )
-        device = Device(FLEET, self.keys.public, self._authority_key, self.keys.sign_key.sign, self.entropy)
+            speaker, self.database, self._folder / "outbox", self,
+            heartbeat_s=30.0, silence_s=5.0, epoch_key_s=self._epoch_key_s,
+        )  # fmt: skip
+        device = Device(FLEET, self._own_keys, self._authority_key, self.keys.sign_key.sign, self.entropy)
         self.work = OneHotWork(
             device, Config(home=self._folder, min_cohort=self._min_cohort), self.database, Examples(),  # type: ignore[arg-type]
             fetch=self._fetch, train=None, locked_graph=lambda task: bytes(32),  # type: ignore[arg-type]
         )  # fmt: skip
         self.work.place = self.place
         self.conversation.connection(True, self.tick)
+
+    def _own_keys(self) -> OwnKeys:
+        return OwnKeys(self.name, self.keys.sign_public, self.epoch_keys.publics)
 
     def crash(self) -> None:
         self.database.close()

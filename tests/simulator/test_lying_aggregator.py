@@ -277,7 +277,7 @@ def test_strangers_do_not_fill_a_set(liar, monkeypatch, defended):
     strangers = [f"s{i}" for i in range(4)]
     keys = {name: DeviceKeysOf(name) for name in strangers}
     if not defended:
-        known = {name: DeviceKeysOf(name).public.sign_key for name in [*liar.names, *strangers]}
+        known = {name: DeviceKeysOf(name).sign_public for name in [*liar.names, *strangers]}
         with_terms(monkeypatch, roster=known)
     for name in strangers:
         liar.uploads[name, digest] = forged_upload(liar, digest, name, keys[name].sign_key.sign)
@@ -288,7 +288,7 @@ def test_strangers_do_not_fill_a_set(liar, monkeypatch, defended):
 def forged_upload(liar: Liar, digest: bytes, name: str, sign: Callable[[bytes], bytes]) -> client.MaskedUpload:
     """An upload of zeros in somebody's name, as its shares go to the committee."""
     names = [f"d{i}" for i in range(liar.plan(digest).m)]
-    members = [client.Member(each, DeviceKeysOf(each).public.epoch_key) for each in names]
+    members = [client.Member(each, DeviceKeysOf(each).epoch_public) for each in names]
     return client.protect(
         profile=RING, plan=liar.plan(digest), offer_hash=digest, device=name, members=members,
         values=np.zeros(VALUES, np.int32), noise=None, sign=sign, entropy=seeded_entropy("forged", name),
