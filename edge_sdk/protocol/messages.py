@@ -168,7 +168,7 @@ class ShareBody(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LogHead(Struct, frozen=True, forbid_unknown_fields=True):
-    """A signed head of a hash-chained log: `size` entries end in `head` (SPEC 10)."""
+    """A signed head of a hash-chained log: `size` entries end in `head` (SPEC 12)."""
 
     size: Count
     head: Digest
