@@ -80,7 +80,10 @@ class KeyRotation:
         if keys.older is not None and not self._needed(keys.older, now):
             keys.delete_older()
             self._changed(now, "deleted")
-        if keys.next is None and keys.older is None and now - self._ages[keys.current][1] >= self._epoch_key_s:
+        # With the epoch came the time: before that a clock in 1970 would make every key too young or too old.
+        if self._newest is None or keys.next is not None or keys.older is not None:
+            return
+        if now - self._ages[keys.current][1] >= self._epoch_key_s:
             keys.make_next(self._entropy)
             self._changed(now, "made")
 
@@ -100,7 +103,8 @@ class KeyRotation:
         for public in filter(None, (keys.older, keys.current, keys.next)):
             number = max((n for n, _ in known.values()), default=0) + 1
             number, made_at = known.get(public, (number, now if known else self._born_at or now))
-            known[public] = number, min(made_at, now)  # a clock that was ahead once must not keep a key for years
+            # A clock that was ahead once must not keep a key for years.
+            known[public] = number, made_at if self._newest is None else min(made_at, now)
         states = {"older": keys.older, "current": keys.current, "next": keys.next}
         rows = [(state, known[public][0], public, known[public][1]) for state, public in states.items() if public]
         ages = {public: (number, made_at) for _, number, public, made_at in rows}

@@ -23,6 +23,7 @@ from aggregator.errors import TaskRefused
 from aggregator.fleet.registry import Registry
 from aggregator.home import Home
 from aggregator.ingest import Ingest
+from aggregator.offering import Offering as RealOffering
 from aggregator.post import Post
 from aggregator.releasing import Verdict
 from aggregator.rounds import Rounds
@@ -75,22 +76,22 @@ def make_offer(
 
 
 class Offering:
-    """Offers without a model."""
+    """Offers without a model; the rosters are issued by the real rules."""
 
     def __init__(self, registry: Registry, spec: TaskSpec, entropy: Callable[[int], bytes]) -> None:
-        self._registry, self._spec, self._entropy = registry, spec, entropy
+        self._spec, self._entropy = spec, entropy
+        self._rosters = RealOffering(registry, None, AUTHORITY_KEY, entropy)  # type: ignore[arg-type]  # no releases here
 
     def offer(
         self, task: TaskRow, number: int, now: float, live: frozenset[str], *, may_issue: bool
     ) -> tuple[Offer, bytes, SignedRoster]:
-        roster = self._registry.signed_roster()
-        if roster is None:
-            roster = self._registry.issue_roster(AUTHORITY_KEY, now=now, beacon=lambda: self._entropy(32))
+        roster = self._rosters.roster(now, now + self._spec.window_s + self._spec.opening_s, may_issue=may_issue)
         cohort.check_fleet(roster.entries, self._spec.n_min, self._spec.stewards)
         if len(live) < self._spec.n_min:
             raise TaskRefused("not enough devices are live", "start them", reason="not-live")
         secret = self._entropy(ROUND_SECRET_BYTES)
-        return make_offer(number, now, roster, RoundKey(secret).public_bytes(), self._spec), secret, roster
+        offer = make_offer(number, now, roster, RoundKey(secret).public_bytes(), self._spec, task=task.name)
+        return offer, secret, roster
 
 
 class Sums:
@@ -98,13 +99,18 @@ class Sums:
 
     def __init__(self, spec: TaskSpec) -> None:
         self._spec = spec
-        self.opened: dict[int, list[np.ndarray]] = {}
+        self.of_task: dict[str, dict[int, list[np.ndarray]]] = {}
+
+    @property
+    def opened(self) -> dict[int, list[np.ndarray]]:
+        return self.of_task.setdefault(TASK, {})
 
     def spec(self, task: TaskRow) -> TaskSpec:
-        return self._spec
+        return msgspec.structs.replace(self._spec, name=task.name)
 
     def average(self, task: TaskRow, terms: Any, total: np.ndarray, devices: int) -> tuple[str, dict[str, Any]]:
-        self.opened.setdefault(terms.offer.round, []).append(np.rint(total / STEPS_IN_CLIP).astype(int))
+        opened = self.of_task.setdefault(task.name, {})
+        opened.setdefault(terms.offer.round, []).append(np.rint(total / STEPS_IN_CLIP).astype(int))
         sha256 = hashlib.sha256(total.tobytes() + terms.offer_hash).hexdigest()
         return sha256, {"parent": task.checkpoint, "epsilon": 1.0}
 
@@ -129,7 +135,7 @@ class SimulatedAggregator:
             keys = DeviceKeysOf(name)
             row = (name, keys.sign_public, keys.epoch_public, name, 2**40, "active", "kiosk", 0, 0, None)
             self.store.connection.execute("INSERT INTO devices VALUES (?,?,?,?,?,?,?,?,?,?)", row)
-        self.store.add_task(TaskRow(TASK, msgspec.json.encode(spec), "active", "", 0, "00", "", 0.0))
+        self.add_task(TASK)
 
     def _open(self) -> None:
         connection = open_database(self._home.database)
@@ -150,6 +156,10 @@ class SimulatedAggregator:
             ingest=self.ingest, post=self.post, presence=self.presence, refusals=self.refusals,
         )  # fmt: skip
         self.rounds.restore(self._now())
+
+    def add_task(self, name: str) -> None:
+        spec = msgspec.structs.replace(self._spec, name=name)
+        self.store.add_task(TaskRow(name, msgspec.json.encode(spec), "active", "", 0, "00", "", 0.0))
 
     def _phase(self, name: str) -> None:
         if name == self.crash_at:
@@ -177,8 +187,8 @@ class SimulatedAggregator:
 
     # -- what the tests ask
 
-    def included(self, number: int) -> set[str]:
-        return {row.device for row in self.store.uploads(TASK, number, "accepted", "summed")}
+    def included(self, number: int, task: str = TASK) -> set[str]:
+        return {row.device for row in self.store.uploads(task, number, "accepted", "summed")}
 
     def refused(self) -> dict[str, int]:
         """Messages refused, by reason."""
@@ -188,5 +198,5 @@ class SimulatedAggregator:
             counts[reason] += count
         return dict(counts)
 
-    def phases(self) -> dict[int, str]:
-        return {row.number: row.phase for row in self.store.rounds(TASK)}
+    def phases(self, task: str = TASK) -> dict[int, str]:
+        return {row.number: row.phase for row in self.store.rounds(task)}

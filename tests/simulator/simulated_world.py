@@ -30,7 +30,9 @@ class Operation:
 class World:
     """The fleet, the aggregator and the network between them."""
 
-    def __init__(self, folder: Path, size: int, spec: TaskSpec) -> None:
+    def __init__(
+        self, folder: Path, size: int, spec: TaskSpec, epoch_key_s: Callable[[str], float] = lambda name: 86_400.0
+    ) -> None:
         self.time = START
         self.names = [f"d{place}" for place in range(size)]
         self.wire = Wire(self.names)
@@ -40,7 +42,7 @@ class World:
             "authority_key": AUTHORITY_KEY.public_key().public_bytes_raw(),
         }
         self.devices = {
-            name: SimulatedDevice(self.wire, folder / name, name, place, **keys)
+            name: SimulatedDevice(self.wire, folder / name, name, place, epoch_key_s=epoch_key_s(name), **keys)
             for place, name in enumerate(self.names)
         }
 
