@@ -1,6 +1,7 @@
 """Settings of one device: environment, then edge.toml, then defaults. Reads one file; refuses what it does not know.
 
-The policy part (cohort, epsilon, delta, units, noise) is the device's own word: no offer of an aggregator can widen it.
+The policy part (cohort, epsilon, delta, units, placements, noise) is the device's own word: no offer of an aggregator
+can widen it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 COHORT_FLOOR: Final = 3
 UNITS: Final = ("record", "customer", "device")
+PLACEMENTS: Final = ("local", "shared")
 IDENTITY: Final = "identity"  # folder in the home: the keys and certificates
 _PREFIX: Final = "EDGE_"
 _POSITIVE: Final = (
@@ -44,8 +46,9 @@ class Config:
     max_epsilon: float = 8.0
     max_delta: float = 1e-4
     units: tuple[str, ...] = UNITS
+    placements: tuple[str, ...] = PLACEMENTS  # ("local",): what leaves is private by itself, whoever else is honest
     insecure_without_noise: bool = False
-    max_honest_share: float = 0.8  # of the smallest cohort: device-unit noise may count on no more
+    max_honest_share: float = 0.8  # of the smallest cohort: shared noise may count on no more
     min_examples: int = 20
     # Resources.
     max_examples: int = 20_000
@@ -77,6 +80,8 @@ class Config:
                 raise ConfigError(f"{name} is {getattr(self, name)}; set at least 1")
         if not self.units or set(self.units) - set(UNITS):
             raise ConfigError(f"units is {self.units}; choose from {', '.join(UNITS)}")
+        if not self.placements or set(self.placements) - set(PLACEMENTS):
+            raise ConfigError(f"placements is {self.placements}; choose from {', '.join(PLACEMENTS)}")
         if self.active_hours is not None and not all(0 <= hour <= 24 for hour in self.active_hours):
             raise ConfigError(f"active_hours is {self.active_hours}; give two hours from 0 to 24, such as 20,6")
 

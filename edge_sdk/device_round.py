@@ -77,6 +77,8 @@ class Policy(Protocol):
     @property
     def units(self) -> tuple[str, ...]: ...
     @property
+    def placements(self) -> tuple[str, ...]: ...
+    @property
     def insecure_without_noise(self) -> bool: ...
     @property
     def max_honest_share(self) -> float: ...
@@ -166,6 +168,11 @@ def check_privacy(offer: Offer, policy: Policy) -> None:
         )
     if terms.unit not in policy.units:
         raise OfferRefused(f"the unit {terms.unit} is not allowed here", reason="privacy")
+    if terms.placement not in policy.placements:
+        raise OfferRefused(f"{terms.placement} noise is not allowed here", reason="privacy")
+    if terms.placement == "shared" and terms.unit != "device" and terms.steps != 1:
+        # A second step would be taken from weights that the first, not yet noised, has moved.
+        raise OfferRefused(f"noise shared by sums of gradients is one step, not {terms.steps}", reason="privacy")
     if (terms.insecure_without_noise or terms.noise_multiplier == 0) and not policy.insecure_without_noise:
         raise OfferRefused("the offer adds no noise and this device does not allow that", reason="privacy")
     if terms.delta > policy.max_delta:

@@ -26,13 +26,13 @@ from edge_sdk.examples_store import Example, ExamplesStore
 from edge_sdk.held_offers import HeldOffers
 from edge_sdk.outbox import Outbox, seal_upload
 from edge_sdk.privacy import accounting
-from edge_sdk.privacy.charges import spend
+from edge_sdk.privacy.charges import sigma_steps, spend
 from edge_sdk.privacy.ledger import BudgetSpent, Ledger
 from edge_sdk.privacy.mechanism import SkellamSampler
 from edge_sdk.protocol import codec, roster
 from edge_sdk.protocol.errors import OfferRefused, RemoteProtocolError
 from edge_sdk.protocol.messages import Offer, PrivacyTerms
-from edge_sdk.protocol.quantize import quantize
+from edge_sdk.protocol.quantize import quantize, quantize_sum
 from edge_sdk.protocol.roster import Roster
 from edge_sdk.protocol.secagg import client, committee, ring
 from edge_sdk.protocol.secagg.keystream import Keystream
@@ -58,13 +58,17 @@ class NotNow(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TrainingInput:
-    """A model (ONNX bytes), its inputs and targets, and how to train. `key`: 32 fresh bytes for this job only."""
+    """A model (ONNX bytes), its inputs and targets, and how to train. `key`: 32 fresh bytes for this job only.
+
+    `subjects`, int64[B]: equal numbers for examples of one customer; None for the other units.
+    """
 
     model: bytes
     features: dict[str, npt.NDArray[Any]]
     labels: npt.NDArray[Any]
     plan: TrainingPlan
     key: bytes
+    subjects: npt.NDArray[np.int64] | None = None
 
     def __repr__(self) -> str:
         return f"TrainingInput({len(self.labels)} examples, ...)"
@@ -148,7 +152,7 @@ class RoundWork:
         digest = codec.offer_hash(frame)
         device_round.check_upload(offer, self._config, self._held.seen(offer.task, offer.round))
         examples = self._examples.read(offer.task)
-        self._check_affordable(offer, len(examples))
+        self._check_affordable(offer, examples)
         model = self._model(offer)
         values = self._trained(offer, model, examples, cancelled)
         plaintext = self._masked(offer, digest, values.update)
@@ -168,12 +172,15 @@ class RoundWork:
 
     # -- privacy ---------------------------------------------------------------------------------------------------
 
-    def _check_affordable(self, offer: Offer, examples: int) -> None:
-        """Enough examples, and enough budget left, before anything is fetched or trained."""
+    def _check_affordable(self, offer: Offer, examples: Sequence[Example]) -> None:
+        """Enough examples (customers, where they are the unit) and budget left, before anything is fetched."""
         terms = offer.privacy
-        if examples < self._config.min_examples or examples * terms.sample_rate < 1:
+        by_customer = terms.unit == "customer"
+        units = len(np.unique(subject_numbers(examples))) if by_customer else len(examples)
+        if units < self._config.min_examples or units * terms.sample_rate < 1:
             least = max(self._config.min_examples, math.ceil(1 / terms.sample_rate))
-            raise NotNow(f"{examples} examples of {offer.task}, {least} are needed", reason="examples")
+            what = "customers with examples" if by_customer else "examples"
+            raise NotNow(f"{units} {what} of {offer.task}, {least} are needed", reason="examples")
         try:
             self._check_budget(offer, spend(terms, offer.length))
         except BudgetSpent as error:
@@ -242,11 +249,13 @@ class RoundWork:
         fitting = [example for example in examples if _fits(schema, example)]
         if len(fitting) < len(examples):
             log.warning("%d examples of %s do not fit the model's schema", len(examples) - len(fitting), offer.task)
-        self._check_affordable(offer, len(fitting))
+        self._check_affordable(offer, fitting)
         inputs = features(schema, [example.fields for example in fitting])
         targets = labels(schema, [example.label for example in fitting])
         plan = training_plan(offer.privacy, len(fitting))
-        result = self._train(TrainingInput(model, inputs, targets, plan, self._device.entropy(32)), cancelled)
+        subjects = subject_numbers(fitting) if plan.unit == "customer" else None
+        given = TrainingInput(model, inputs, targets, plan, self._device.entropy(32), subjects)
+        result = self._train(given, cancelled)
         if len(result.update) != offer.length:
             raise OfferRefused(f"the update has {len(result.update)} values, the offer {offer.length}", reason="length")
         return result
@@ -256,9 +265,8 @@ class RoundWork:
     def _masked(self, offer: Offer, digest: bytes, update: npt.NDArray[np.float32]) -> bytes:
         """Clip, quantise, add the device's share of the noise, mask: the upload's plaintext (SPEC 6.1)."""
         terms, entropy = offer.privacy, self._device.entropy
-        values = quantize(update, terms.clip, terms.step, Keystream(entropy(32)))
-        sigma = device_round.device_sigma(offer)
-        noise = SkellamSampler(sigma**2).draw(len(values), Keystream(entropy(32))) if sigma > 0 else None
+        values = quantised(terms, update, Keystream(entropy(32)))
+        noise = noise_share(terms, len(values), Keystream(entropy(32)))
         blob = self._held.roster_blob(offer.secagg.statement_hash)
         assert blob is not None, "judge keeps the roster before anything is trained"
         keys = {entry.device: entry.epoch_key for entry in roster.from_blob(blob).entries}
@@ -279,24 +287,49 @@ class RoundWork:
 def training_plan(terms: PrivacyTerms, examples: int) -> TrainingPlan:
     """How this round trains on this device's examples.
 
-    Record unit: rate and divisor are the offer's own, so that the update does not betray how many examples there are.
+    Record and customer: rate and divisor are the offer's own, so that the update does not betray how many there are.
+    Noise is added in training for them alone, and only where it is placed locally; all other noise is in the mask.
     """
     from edge_sdk.training.jobs import TrainingPlan
 
-    by_record = terms.unit != "device"
-    noisy = by_record and terms.placement == "local" and not terms.insecure_without_noise
+    sampled = terms.unit != "device"
+    here = sampled and terms.placement == "local" and not terms.insecure_without_noise
     return TrainingPlan(
         unit=terms.unit,
         learning_rate=terms.learning_rate,
         steps=terms.steps,
-        batch_size=terms.expected_batch if by_record else max(1, int(terms.sample_rate * examples)),
+        batch_size=terms.expected_batch if sampled else max(1, int(terms.sample_rate * examples)),
         max_grad_norm=terms.max_grad_norm,
-        noise_multiplier=terms.noise_multiplier if noisy else 0.0,
-        placement=terms.placement if by_record else "local",
+        noise_multiplier=terms.noise_multiplier if here else 0.0,
+        # The whole update of the device unit is trained alike, wherever its noise is placed.
+        placement=terms.placement if sampled else "local",
         per_customer=terms.per_customer,
         insecure_without_noise=terms.insecure_without_noise,
-        sample_rate=terms.sample_rate if by_record else None,
+        sample_rate=terms.sample_rate if sampled else None,
     )
+
+
+def subject_numbers(examples: Sequence[Example]) -> npt.NDArray[np.int64]:
+    """int64[B], the same number for examples of one customer; an example without a subject is a unit of its own."""
+    known: dict[bytes | int, int] = {}
+    owners: list[bytes | int] = [getattr(example, "subject", b"") or place for place, example in enumerate(examples)]
+    return np.array([known.setdefault(owner, len(known)) for owner in owners], np.int64)
+
+
+def quantised(terms: PrivacyTerms, update: npt.NDArray[np.float32], keystream: Keystream) -> npt.NDArray[np.int32]:
+    """What training gave, in steps, int32[d]: rounded as the bound that is charged presumes (charges.l2_steps).
+
+    A sum of gradients for shared noise is rounded once. All else is a whole update: the device unit's, whose norm is
+    its sensitivity, or one that local noise has made private already.
+    """
+    of_sum = terms.unit != "device" and terms.placement == "shared"
+    return (quantize_sum if of_sum else quantize)(update, terms.clip, terms.step, keystream)
+
+
+def noise_share(terms: PrivacyTerms, length: int, keystream: Keystream) -> npt.NDArray[np.int32] | None:
+    """This device's Skellam noise, int32[length] in steps; None where none is added in the mask."""
+    sigma = sigma_steps(terms)
+    return SkellamSampler(sigma**2).draw(length, keystream) if sigma > 0 else None
 
 
 def _fits(schema: Schema, example: Example) -> bool:

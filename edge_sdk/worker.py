@@ -223,9 +223,8 @@ class Worker:
         live = self._engine.live
         live.phase, live.objection = "training", ""
         self._objected_at = self._engine.around.tick()
-        return self._trainer.train(
-            job(given.model, given.features, given.labels, given.plan, given.key), self._progressed, cancelled
-        )
+        packed = job(given.model, given.features, given.labels, given.plan, given.key, subjects=given.subjects)
+        return self._trainer.train(packed, self._progressed, cancelled)
 
     def _progressed(self, step: int, steps: int) -> None:
         self._engine.live.progress = f"{step}/{steps}"
