@@ -78,7 +78,7 @@ def test_tasks_and_units_have_their_own_accounts(connection):
 
 
 def spend_everything(ledger, budget):
-    for round_number in range(1000):
+    for round_number in range(1, 1000):
         ledger.check("intent", "record", SPEND, budget, DELTA)
         ledger.charge("intent", "record", round_number, SPEND)
 
