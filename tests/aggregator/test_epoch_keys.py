@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from itertools import pairwise
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from small_fleet import SmallFleet, public
@@ -9,7 +12,9 @@ from test_service_rounds import ended, offer_of, raised, start
 
 from aggregator.errors import TaskRefused
 from aggregator.offering import REKEY_S, epoch_of
+from edge_sdk.protocol import codec
 from edge_sdk.protocol.messages import EpochKey
+from edge_sdk.protocol.roster import Statement
 
 ONE_S = bytes([1]) + bytes(31)  # of low order, as is zero
 
@@ -25,8 +30,16 @@ def fresh() -> bytes:
 
 def issued(fleet, later: float = 0.0):
     """The roster that the next round would be offered under."""
-    now = fleet.now + later
-    return fleet.service._rounds._offering.roster(now, now + 100, may_issue=True)
+    return issued_now(fleet, fleet.now + later, may_issue=True)
+
+
+def issued_now(fleet, now: float, *, may_issue: bool):
+    return fleet.service._rounds._offering.roster(now, now + 100, may_issue=may_issue)
+
+
+def stated(fleet, epoch: int) -> int:
+    """When the roster of an epoch was signed."""
+    return codec.unpack(fleet.service.registry.signed_roster(epoch).statement, Statement).issued_at
 
 
 @pytest.mark.parametrize("key", [bytes(32), ONE_S])
@@ -89,3 +102,34 @@ def test_a_roster_is_renewed_when_two_thirds_of_its_life_are_over(fleet):
     first = issued(fleet)
     assert issued(fleet, 4.6 * 86_400) == first
     assert epoch_of(issued(fleet, 4.7 * 86_400)) == 2
+
+
+def test_a_key_that_is_told_again_is_taken_in_silence(fleet):
+    first, key = issued(fleet), fresh()
+    for _ in range(3):
+        fleet.devices[0].say(EpochKey(2, key))
+        fleet.turn()
+    assert fleet.service.registry.require_active("device-0").epoch_key == key
+    assert epoch_of(issued(fleet, REKEY_S)) == 2
+    fleet.devices[0].say(EpochKey(2, key))
+    fleet.turn()
+    assert fleet.refused("key", "repeat") == 0, "even after the roster that names it"
+    assert first.entries[0].epoch_key != key
+
+
+def test_however_many_devices_change_their_keys_there_is_one_roster_an_hour_and_none_while_a_round_takes_uploads(fleet):
+    start(fleet, rounds=2)
+    fleet.run(lambda: fleet.phase() == "collecting")
+    begin = fleet.now
+    for step in range(0, 5 * REKEY_S, 60):
+        newest = epoch_of(fleet.service.registry.signed_roster())
+        device = fleet.devices[step // 60 % len(fleet.devices)]
+        device.say(EpochKey(newest + 1, fresh()))
+        fleet.turn(0.0)
+        with contextlib.suppress(TaskRefused):
+            issued_now(fleet, begin + step, may_issue=False)
+        assert epoch_of(fleet.service.registry.signed_roster()) == newest, "a round takes uploads"
+        issued_now(fleet, begin + step, may_issue=True)
+    times = [stated(fleet, epoch) for epoch in range(1, 1 + epoch_of(fleet.service.registry.signed_roster()))]
+    assert 4 <= len(times) <= 6
+    assert all(later - earlier >= REKEY_S for earlier, later in pairwise(times))
