@@ -119,7 +119,7 @@ class Audit:
             self._alarm(now, Evidence(head, f"witnessed by {device}"))
 
     def _alarm(self, now: float, proof: Evidence) -> None:
-        """Once for each head: say it in the log itself, among the events, in the status and to whoever reads aggregator.log."""
+        """Once for each head: say it in the log itself, among the events, in the status and in aggregator.log."""
         facts: dict[str, Any] = {"size": proof.head.size, "head": proof.head.head.hex(), "source": proof.source}
         if any(alarm["head"] == facts["head"] for alarm in self._store.value(ALARMS) or []):
             return

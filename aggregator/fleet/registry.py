@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import logging
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator.errors import AggregatorError
 from aggregator.fleet.authority import AuthorityRefused, Issued
+from aggregator.store import audit_log
 from edge_sdk.protocol import codec, enrolment, roster
 from edge_sdk.protocol.enrolment import EnrolmentAnswer, EnrolmentRefused, EnrolmentRequest, Token, TrustBundle
 from edge_sdk.protocol.errors import MalformedMessage
@@ -88,7 +90,7 @@ class Registry:
         """`connection` is used by one thread at a time; the tables are made where they are missing."""
         self.fleet = fleet
         self._db = connection
-        for statement in SCHEMA:
+        for statement in (*SCHEMA, *audit_log.TABLES.split(";")):
             connection.execute(statement)
 
     def create_token(
@@ -115,6 +117,13 @@ class Registry:
             self._db.execute(
                 "INSERT INTO tokens (token_id, key, kind, steward, uses, expires_at) VALUES (?, ?, ?, ?, ?, ?)", row
             )
+            facts: dict[str, str | int | bool] = {
+                "token": token.token_id,
+                "uses": uses,
+                "kind": kind,
+                "steward": steward,
+            }
+            audit_log.append(self._db, now, "token", **facts, expires_at=int(now + ttl_s))
         return token
 
     def redeem(
@@ -149,6 +158,8 @@ class Registry:
             self._db.execute("UPDATE tokens SET used = used + 1 WHERE token_id = ?", (request.token_id,))
             row = (request.digest(), request.token_id, issued.device, codec.pack(answer))
             self._db.execute("INSERT INTO redemptions VALUES (?, ?, ?, ?)", row)
+            facts = {"device": issued.device, "token": request.token_id, "serial": issued.serial}
+            audit_log.append(self._db, now, "enrolled", **facts, kind=kind, sign_key=request.sign_key.hex())
         return answer
 
     def _admit(
@@ -198,6 +209,7 @@ class Registry:
             self._record_certificate(issued)
             row = (issued.serial, issued.not_after, int(now), device)
             self._db.execute("UPDATE devices SET serial = ?, not_after = ?, last_seen = ? WHERE device = ?", row)
+            audit_log.append(self._db, now, "certificate", device=device, serial=issued.serial)
         return issued
 
     def revoke(self, device: str, *, now: float) -> None:
@@ -212,6 +224,7 @@ class Registry:
             self._db.execute(
                 "UPDATE certificates SET revoked_at = ? WHERE device = ? AND revoked_at IS NULL", (int(now), device)
             )
+            audit_log.append(self._db, now, "revoked", device=device)
 
     def revoked_serials(self, now: float) -> list[tuple[str, int]]:
         """(serial, revoked at) of every revoked certificate that has not run out: what the CRL lists."""
@@ -249,7 +262,7 @@ class Registry:
         """Note that a verified message came from the device."""
         self._db.execute("UPDATE devices SET last_seen = ? WHERE device = ?", (int(now), device))
 
-    def set_epoch_key(self, device: str, epoch_key: bytes) -> None:
+    def set_epoch_key(self, device: str, epoch_key: bytes, *, now: float = 0.0) -> None:
         """The device's next epoch key, for the next roster: one change for each roster that was signed.
 
         Raises MalformedMessage "key"; RegistryRefused: "repeat" for a further change, or as `require_active`.
@@ -263,15 +276,18 @@ class Registry:
                 raise RegistryRefused(f"{device} changed its key already", "wait for the next roster", reason="repeat")
             self._db.execute("INSERT OR REPLACE INTO key_changes VALUES (?, ?)", (device, newest))
             self._db.execute("UPDATE devices SET epoch_key = ? WHERE device = ?", (epoch_key, device))
+            audit_log.append(self._db, now, "epoch-key", device=device, key=epoch_key.hex())
 
     def _newest_epoch(self) -> int:
         (epoch,) = self._db.execute("SELECT coalesce(max(epoch), 0) FROM signed_rosters").fetchone()
         return int(epoch)
 
-    def set_steward(self, device: str, steward: bool) -> None:
+    def set_steward(self, device: str, steward: bool, *, now: float = 0.0) -> None:
         """Nominate, or no longer. Counts from the next roster on. Raises RegistryRefused."""
-        self.require_active(device)
-        self._db.execute("UPDATE devices SET steward = ? WHERE device = ?", (steward, device))
+        with self._transaction():
+            self.require_active(device)
+            self._db.execute("UPDATE devices SET steward = ? WHERE device = ?", (steward, device))
+            audit_log.append(self._db, now, "steward", device=device, steward=steward)
 
     def entries(self) -> tuple[RosterEntry, ...]:
         """What the next roster states: the active devices, without any whose stored epoch key is unusable."""
@@ -298,6 +314,8 @@ class Registry:
                 expires_at=int(now + ttl_s),
             )
             self._db.execute("INSERT INTO signed_rosters VALUES (?, ?)", (epoch, signed.to_blob()))
+            statement = hashlib.sha256(signed.statement).hexdigest()
+            audit_log.append(self._db, now, "roster", epoch=epoch, devices=len(frozen), statement=statement)
         return signed
 
     def signed_roster(self, epoch: int | None = None) -> SignedRoster | None:
