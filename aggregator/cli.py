@@ -327,6 +327,8 @@ def _task_resume(chosen: argparse.Namespace) -> int:
 
 
 def _set_running(chosen: argparse.Namespace, status_: str, reason: str) -> None:
+    from aggregator.store import audit_log
+
     home, config = _opened(chosen)
     with status.opened(home, config) as (store, _), store.transaction():
         task = store.task(chosen.name)
@@ -336,6 +338,8 @@ def _set_running(chosen: argparse.Namespace, status_: str, reason: str) -> None:
             hint = "its privacy budget is meant for those rounds: create a task of another name for more"
             raise ConfigError(f"task {chosen.name} has ended: it is {task.status}", hint)
         store.set_task(chosen.name, status=status_, reason=reason)
+        kind = "task-resumed" if status_ == "active" else "task-stopped"
+        audit_log.append(store.connection, time.time(), kind, chosen.name)
 
 
 def _demo(chosen: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
+from aggregator.audit import Audit
 from aggregator.errors import DiskFull
 from aggregator.fleet.registry import Device, Registry, RegistryRefused
 from aggregator.home import Home
@@ -32,6 +33,7 @@ from edge_sdk.protocol.messages import (
     Get,
     Heartbeat,
     Hello,
+    LogHead,
     Message,
     Refusal,
     Report,
@@ -70,10 +72,11 @@ class Desk:
         post: Post,
         presence: Presence,
         refusals: Refusals,
+        audit: Audit | None = None,
     ) -> None:
         self._fleet, self._home, self._registry, self._repository = fleet, home, registry, repository
         self._rounds, self._ingest, self._post = rounds, ingest, post
-        self._presence, self._refusals = presence, refusals
+        self._presence, self._refusals, self._audit = presence, refusals, audit
         self._handlers: dict[type[Message], Callable[[str, Any, float], Message | None]] = {
             Hello: rounds.hello,
             Done: rounds.done,
@@ -166,14 +169,22 @@ class Desk:
         return Echo(heartbeat.nonce, int(now))
 
     def _epoch_key(self, device: str, key: EpochKey, now: float) -> None:
-        del now
         if self._registry.require_active(device).epoch_key == key.key:
             return  # told again: a device repeats it until a roster names the key
         roster = self._registry.signed_roster()
         newest = epoch_of(roster) if roster else 0
         if key.epoch <= newest:
             raise UnexpectedMessage(f"epoch {key.epoch} is signed already", reason="repeat")
-        self._registry.set_epoch_key(device, key.key)
+        self._registry.set_epoch_key(device, key.key, now=now)
+
+    def _witness(self, device: str, ask: Ask, now: float) -> LogHead | None:
+        """Take the head that the device has seen, and give the newest. What is wrong is counted: the device did right."""
+        if self._audit is None:
+            return None
+        wrong = self._audit.witness(device, ask.witness, now) if ask.witness is not None else ""
+        if wrong:
+            self._refusals.count("audit", wrong, device, "the head that it was shown is not in our log", now)
+        return self._audit.newest
 
     def _ask(self, device: str, ask: Ask, now: float) -> State:
         roster = self._registry.signed_roster()
@@ -188,7 +199,7 @@ class Desk:
             epoch=epoch_of(roster) if roster else 0,
             offers=tuple(offers),
             openings=tuple(self._rounds.openings(device)[:64]),
-            log=None,
+            log=self._witness(device, ask, now),
             next_check_s=NEXT_CHECK_S,
         )
 

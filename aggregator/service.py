@@ -6,6 +6,7 @@ exact arithmetic (SPEC 10). Nothing that a message or a full disk does ends the 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import queue
 import sqlite3
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
+from aggregator import config as settings
+from aggregator.audit import Audit
 from aggregator.cohort import LIVE_S
 from aggregator.desk import Desk
 from aggregator.errors import AggregatorError, DiskFull
@@ -92,6 +95,7 @@ class Service:
         self._refusals = Refusals(self.store)
         authority = open_authority(self.home.authority, now=clock())
         self._post = Post(config.fleet, authority.sign_key, self._transport)
+        self._audit = Audit(self.store, authority.sign_key, config.fleet, self.home.path)
         self._rounds = self._make_rounds(authority, entropy, phase_hook)
         self._desk = self._make_desk()
         self._queue: queue.Queue[tuple[str, bytes] | None] = queue.Queue(QUEUE)
@@ -127,6 +131,7 @@ class Service:
             post=self._post,
             presence=self._presence,
             refusals=self._refusals,
+            audit=self._audit,
         )
 
     # -- from the transport's thread
@@ -159,7 +164,9 @@ class Service:
 
     def begin(self) -> None:
         """Take up what the last run left and connect."""
-        self._rounds.restore(self._clock())
+        now = self._clock()
+        self._audit.begin(now, settings=_settings_digest(self.home.path))
+        self._rounds.restore(now)
         callbacks = Callbacks(
             on_message=self._on_message, on_connection=self._on_connection, on_capacity=self._on_capacity
         )
@@ -169,6 +176,7 @@ class Service:
         """Disconnect, write the counters, close the tables."""
         self._transport.stop()
         self._guarded("the status", lambda: self._write(self._clock()))
+        self._guarded("the audit log", lambda: self._audit.end(self._clock()))
         self._connection.close()
 
     def turn(self, wait_s: float = WAKE_S) -> None:
@@ -182,6 +190,7 @@ class Service:
             self._written = now
             self._guarded("the fleet", lambda: self._look_at_fleet(now))
             self._guarded("the status", lambda: self._write(now))
+            self._guarded("the audit log", lambda: self._audit.due(now))
         self._guarded("sending", self._post.pump)
 
     def _receive(self, wait_s: float) -> None:
@@ -248,6 +257,12 @@ class Service:
                     "bytes_received": self._ingest.bytes_received,
                 },
             )
+
+
+def _settings_digest(home: Path) -> str:
+    """SHA-256 (hex) of the settings: that they changed shows between two starts in the audit log."""
+    file = home / settings.FILE
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
 
 
 def _open_repository(directory: Path) -> Repository | None:
