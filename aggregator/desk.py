@@ -178,7 +178,7 @@ class Desk:
         self._registry.set_epoch_key(device, key.key, now=now)
 
     def _witness(self, device: str, ask: Ask, now: float) -> LogHead | None:
-        """Take the head that the device has seen, and give the newest. What is wrong is counted: the device did right."""
+        """Take the head that the device has seen, give the newest. What is wrong is counted: the device did right."""
         if self._audit is None:
             return None
         wrong = self._audit.witness(device, ask.witness, now) if ask.witness is not None else ""

@@ -165,6 +165,12 @@ class Repository:
         listed = [_release(target) for target in self._load(Targets, "rounds").targets.values()]
         return sorted((r for r in listed if r.task == task), key=lambda release: release.version)
 
+    def release_keys(self) -> tuple[str, ...]:
+        """The ids of the keys whose signature makes a release."""
+        delegations = self._load(Targets, TARGETS_NAME).delegations
+        roles = delegations.roles if delegations is not None else None
+        return tuple(roles["rounds"].keyids) if roles else ()
+
     def refresh_timestamp(self, now: float) -> None:
         """Sign a new timestamp; once a day. Online roles in the second half of their life are signed again too."""
         with exclusive(self._online / "lock"):
