@@ -41,6 +41,7 @@ from edge_sdk.protocol.messages import (
     Refusal,
     Report,
     State,
+    Withdraw,
 )
 
 ASK_AGAIN_S: Final = 5.0
@@ -48,6 +49,7 @@ MISSED_ECHOES: Final = 2
 DAY_S: Final = 86_400
 MAX_OPENINGS: Final = 16  # requests being fetched at a time
 MAX_QUEUED: Final = 256
+MAX_WITHDRAWN: Final = 64
 COUNTER_BITS: Final = 16
 
 log = logging.getLogger("edge_sdk")
@@ -179,6 +181,7 @@ class Conversation:
         self.blobs.reconnected()
         self._rotation.connected()
         self._remember("connections", self._connections)
+        self._tell_withdrawn(self.outbox.withdrawn(self._floor))  # the aggregator may have missed it
 
     def last_words(self) -> tuple[str, bytes]:
         """Topic and payload of the will: what the broker says for this device when its connection dies.
@@ -350,6 +353,15 @@ class Conversation:
         self._reports += 1
         self._remember("reports", self._reports)
         self.send(Report(self._reports, task, round_number, event, reason, detail[:300]))
+
+    def withdraw(self, task: str | None) -> None:
+        """Consent was withdrawn: end the unfinished uploads of a task, or of every task, and tell it (SPEC 6.7)."""
+        self._tell_withdrawn(self.outbox.withdraw(task))
+
+    def _tell_withdrawn(self, ended: dict[str, list[bytes]]) -> None:
+        for task, uploads in ended.items():
+            log.info("%d uploads of %s are withdrawn", len(uploads), task)
+            self.send(Withdraw(task, tuple(uploads[-MAX_WITHDRAWN:])))
 
     def turn(self, tick: float, clock: float) -> None:
         """Timers, then everything that may be sent now."""

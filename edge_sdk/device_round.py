@@ -20,7 +20,7 @@ LONGEST_ROUND_S: Final = 7 * 86_400
 
 
 class UploadState(enum.Enum):
-    """Where an upload stands; the last three are final."""
+    """Where an upload stands; the last four are final."""
 
     ANNOUNCED = "announced"
     SENDING = "sending"
@@ -28,6 +28,7 @@ class UploadState(enum.Enum):
     ACCEPTED = "accepted"
     REFUSED = "refused"
     EXPIRED = "expired"
+    WITHDRAWN = "withdrawn"
 
 
 class UploadEvent(enum.Enum):
@@ -42,6 +43,7 @@ class UploadEvent(enum.Enum):
     RECEIPT_REFUSED = "Receipt(false)"
     REFUSAL = "Refusal"
     CLOSED = "closes_at passes"
+    CONSENT_WITHDRAWN = "consent withdrawn"
 
 
 _S, _E = UploadState, UploadEvent
@@ -59,6 +61,7 @@ TRANSITIONS: Final[dict[tuple[UploadState, UploadEvent], UploadState]] = {
     **{(state, _E.RECEIPT_REFUSED): _S.REFUSED for state in OPEN_STATES},
     **{(state, _E.REFUSAL): _S.REFUSED for state in OPEN_STATES},
     **{(state, _E.CLOSED): _S.EXPIRED for state in OPEN_STATES},
+    **{(state, _E.CONSENT_WITHDRAWN): _S.WITHDRAWN for state in OPEN_STATES},
 }
 
 

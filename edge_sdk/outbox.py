@@ -186,6 +186,36 @@ class Outbox:
         elif entry.state is UploadState.SENT and not entry.done_sent:
             entry.done_sent = publish("done", self._encode(Done(entry.hello.upload)))
 
+    def withdraw(self, task: str | None) -> dict[str, list[bytes]]:
+        """End every unfinished upload of a task, or of every task: task -> upload ids. Their bytes are deleted."""
+        rows = self._db.execute(
+            "SELECT task, upload, state FROM outbox WHERE state IN (?, ?, ?) AND task = COALESCE(?, task)",
+            (*_OPEN, task),
+        ).fetchall()
+        ended: dict[str, list[bytes]] = {}
+        with transaction(self._db):
+            for of, upload, state in rows:
+                following = step(UploadState(state), UploadEvent.CONSENT_WITHDRAWN)
+                self._db.execute("UPDATE outbox SET state = ? WHERE upload = ?", (following.value, upload))
+                count(self._db, "upload", following.value)
+                ended.setdefault(of, []).append(upload)
+        if self._entry is not None and self._entry.hello.upload in {row[1] for row in rows}:
+            self._entry = None
+        for _, upload, _ in rows:
+            with contextlib.suppress(OSError):  # a file that cannot be removed now is a stray at the next start
+                (self._folder / f"{upload.hex()}.sealed").unlink(missing_ok=True)
+        return ended
+
+    def withdrawn(self, now: int) -> dict[str, list[bytes]]:
+        """Withdrawn uploads whose round may still be open: task -> upload ids."""
+        rows = self._db.execute(
+            "SELECT task, upload FROM outbox WHERE state = ? AND closes_at > ?", (UploadState.WITHDRAWN.value, now)
+        )
+        told: dict[str, list[bytes]] = {}
+        for task, upload in rows:
+            told.setdefault(task, []).append(upload)
+        return told
+
     def pending(self) -> int:
         """Uploads that have no final answer yet."""
         (n,) = self._db.execute("SELECT COUNT(*) FROM outbox WHERE state IN (?, ?, ?)", _OPEN).fetchone()

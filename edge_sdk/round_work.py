@@ -151,10 +151,12 @@ class RoundWork:
         """
         digest = codec.offer_hash(frame)
         device_round.check_upload(offer, self._config, self._held.seen(offer.task, offer.round))
-        examples = self._examples.read(offer.task)
+        erasures = self._examples.erasures(offer.task)
+        examples = self._consented(offer)
         self._check_affordable(offer, examples)
         model = self._model(offer)
-        values = self._trained(offer, model, examples, cancelled)
+        void = lambda: self._examples.erasures(offer.task) != erasures  # noqa: E731 - it binds this round
+        values = self._trained(offer, model, examples, lambda: cancelled() or void())
         plaintext = self._masked(offer, digest, values.update)
         upload = seal_upload(
             plaintext,
@@ -167,8 +169,23 @@ class RoundWork:
             consent=offer.consent,
             entropy=self._device.entropy,
         )
-        Outbox.commit(self._db, self._config.home / "outbox", upload, lambda: self._charge(offer))
+        Outbox.commit(self._db, self._config.home / "outbox", upload, lambda: self._release(offer, void()))
         return len(plaintext)
+
+    def _consented(self, offer: Offer) -> list[Example]:
+        """Examples that this offer may learn from (SPEC 6.7). Raises NotNow "consent" where that leaves too few."""
+        examples = self._examples.read(offer.task, offer.consent)
+        held = self._examples.count(offer.task)
+        if len(examples) < self._config.min_examples <= held:
+            what = f"{len(examples)} of {held} examples of {offer.task} have consent to notice {offer.consent}"
+            raise NotNow(f"{what}; {self._config.min_examples} are needed", reason="consent")
+        return examples
+
+    def _release(self, offer: Offer, void: bool) -> None:
+        """Inside the transaction that releases the upload: nothing that holds what was erased since may leave."""
+        if void:
+            raise NotNow(f"examples of {offer.task} were erased while this round trained", reason="consent")
+        self._charge(offer)
 
     # -- privacy ---------------------------------------------------------------------------------------------------
 

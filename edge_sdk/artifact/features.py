@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_sdk.artifact.errors import RecordError
-from edge_sdk.artifact.schema import CategoryField, Field, NumberField, Schema
+from edge_sdk.artifact.schema import CategoryField, Field, NumberField, Schema, TextField
+from edge_sdk.artifact.text import hashed
 
 INPUT: Final = "features"
 Array = npt.NDArray[Any]
@@ -78,6 +79,8 @@ def _check_fields(schema: Schema, record: Mapping[str, Any], index: int) -> None
 def _expected(field: Field) -> str:
     if isinstance(field, NumberField):
         return "a finite number"
+    if isinstance(field, TextField):
+        return "a text"
     shown = ", ".join(field.vocabulary[:5])
     return f"a text such as {shown}"
 
@@ -87,11 +90,28 @@ def _fill(columns: Array, field: Field, values: Sequence[Any]) -> None:
         numbers = [_number(field.name, value, index) for index, value in enumerate(values)]
         columns[:, 0] = _standardise(field.name, numbers, field.mean, field.scale)
         return
+    if isinstance(field, TextField):
+        for index, value in enumerate(values):
+            for bucket, weight in _text(field, value, index):
+                columns[index, bucket] = weight
+        return
     places = _places(field)
     for index, value in enumerate(values):
         if not isinstance(value, str):
             raise RecordError("wrong-type", f"record {index}: {field.name!r} must be {_expected(field)}, not {value!r}")
         columns[index, places.get(value, len(places))] = 1.0
+
+
+def _text(field: TextField, value: Any, index: int) -> list[tuple[int, float]]:
+    """Features of a text, or the features that a device kept in its place: [bucket, value] pairs."""
+    if isinstance(value, str):
+        return hashed(value, field.width)
+    pairs = value if isinstance(value, (list, tuple)) and len(value) <= field.width else (None,)
+    for pair in pairs:
+        sound = isinstance(pair, (list, tuple)) and len(pair) == 2 and type(pair[0]) is int
+        if not sound or not 0 <= pair[0] < field.width or type(pair[1]) is not float or not abs(pair[1]) <= 1.0:
+            raise RecordError("wrong-type", f"record {index}: {field.name!r} must be a text or its kept features")
+    return [(bucket, weight) for bucket, weight in pairs]
 
 
 def _places(field: CategoryField) -> dict[str, int]:

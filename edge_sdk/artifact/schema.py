@@ -6,11 +6,14 @@ Refuses a schema that could not be encoded: no fields, a name twice, a scale of 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from edge_sdk.artifact.errors import SchemaError
+
+NARROWEST: Final = 8
+WIDEST: Final = 2**16
 
 LabelKind = Literal["binary", "classes", "number"]
 
@@ -40,7 +43,18 @@ class CategoryField(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
         return len(self.vocabulary) + 1
 
 
-Field = NumberField | CategoryField
+class TextField(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="text"):
+    """Free text, as hashed character n-grams in `width` columns (`edge_sdk.artifact.text`).
+
+    Devices keep the features and drop the text, unless `keep` says that the text itself may stay on their disks.
+    """
+
+    name: str
+    width: int = 1024
+    keep: bool = False
+
+
+Field = NumberField | CategoryField | TextField
 
 
 class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,6 +112,8 @@ def check_schema(schema: Schema) -> None:
     for field in schema.fields:
         if isinstance(field, CategoryField):
             _check_vocabulary(field)
+        elif isinstance(field, TextField):
+            _check_width(field)
         else:
             _check_scale(field.name, field.mean, field.scale)
     _check_label(schema.label)
@@ -106,6 +122,11 @@ def check_schema(schema: Schema) -> None:
 def _check_vocabulary(field: CategoryField) -> None:
     if not field.vocabulary or len(set(field.vocabulary)) != len(field.vocabulary):
         raise SchemaError("schema", f"the vocabulary of {field.name!r} is empty or names a word twice")
+
+
+def _check_width(field: TextField) -> None:
+    if not NARROWEST <= field.width <= WIDEST:
+        raise SchemaError("schema", f"{field.name!r} has {field.width} columns; choose {NARROWEST} to {WIDEST}")
 
 
 def _check_scale(name: str, mean: float, scale: float) -> None:
