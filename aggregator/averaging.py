@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from aggregator.errors import ModelRefused
+from aggregator.robust import Total
 from edge_sdk.artifact.errors import ArtifactError
 from edge_sdk.artifact.weights import read_vector, write_vector
 from edge_sdk.protocol.messages import PrivacyTerms
@@ -26,7 +26,7 @@ TASK: str = "fl.task"
 
 def average(
     model: bytes,
-    total: npt.NDArray[np.int64],
+    total: Total,
     *,
     step: float,
     devices: int,
@@ -35,7 +35,8 @@ def average(
 ) -> bytes:
     """The model moved by the mean update: weights + rate * step * total / devices.
 
-    `total`: int64 [d], the opened sum in quantisation steps. The same input gives the same bytes. Raises ModelRefused.
+    `total`: [d], in quantisation steps: the opened sum (int64), or a robust average (float64) with `devices` 1. The
+    same input gives the same bytes. Raises ModelRefused.
     """
     weights = read_vector(model).astype(np.float64)
     if total.shape != weights.shape or devices < 1:

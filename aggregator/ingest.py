@@ -6,15 +6,17 @@ exact size, sealed for this round and signed. A refused message changes nothing;
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from aggregator.grouping import Grouping
 from aggregator.home import Home
 from aggregator.round_terms import RoundTerms
 from aggregator.spool import SpoolFile
 from aggregator.store.rows import UploadRow
 from aggregator.store.store import Store
-from aggregator.summing import DurableSum
+from aggregator.summing import GroupSums
 from edge_sdk.protocol.chunks import CHUNK_BYTES, Bitmap, chunk_context, chunk_count, hello_info, sealed_chunk_size
 from edge_sdk.protocol.codec import Chunk
 from edge_sdk.protocol.errors import MalformedMessage, RemoteProtocolError, UnexpectedMessage, WrongSeal
@@ -50,8 +52,12 @@ class Verified(NamedTuple):
 
 @dataclass(slots=True)
 class _Open:
+    """A round that takes uploads. `sizes`: accepted devices by group, those not yet in a sum included."""
+
     terms: RoundTerms
-    total: DurableSum
+    grouping: Grouping
+    sums: GroupSums
+    sizes: Counter[int]
 
 
 class Ingest:
@@ -65,29 +71,32 @@ class Ingest:
 
     # -- rounds
 
-    def open_round(self, terms: RoundTerms, now: float) -> None:
-        """Begin or take up a round: its last snapshot, then every accepted upload the snapshot does not hold."""
-        opened = _Open(terms, DurableSum(self._store, self._home, terms))
+    def open_round(self, terms: RoundTerms, grouping: Grouping, now: float) -> None:
+        """Begin or take up a round: its last snapshots, then every accepted upload that they do not hold."""
+        sizes = Counter(self._store.members(*terms.name).values())
+        opened = _Open(terms, grouping, GroupSums(self._store, self._home, terms), sizes)
         self._rounds[terms.name] = opened
         for row in self._store.uploads(*terms.name, "accepted"):
-            opened.total.take_up(SpoolFile(self._home.spool, row.id, row.size), now)
+            opened.sums[row.group].take_up(SpoolFile(self._home.spool, row.id, row.size), now)
         for row in self._store.uploads(*terms.name, "receiving"):
             self._take_up(row, terms)
 
-    def close_round(self, task: str, number: int) -> DurableSum:
-        """Take nothing more, make the sum durable and give it. Raises DiskFull: call again."""
+    def close_round(self, task: str, number: int) -> GroupSums:
+        """Take nothing more, make the sums durable and give them. Raises DiskFull: call again."""
         opened = self._rounds[task, number]
-        opened.total.snapshot()
+        for each in opened.sums:
+            each.snapshot()
         for upload in [u for u in self._arriving.values() if u.terms.name == (task, number)]:
             self._drop(upload)
-        return opened.total
+        return opened.sums
 
     def forget_round(self, task: str, number: int) -> None:
         """The round is over: nothing of its uploads stays."""
         for upload in [u for u in self._arriving.values() if u.terms.name == (task, number)]:
             self._drop(upload)
         if (opened := self._rounds.pop((task, number), None)) is not None:
-            opened.total.forget()
+            for each in opened.sums:
+                each.forget()
 
     def sweep(self) -> None:
         """Remove files that no table names: what a crash left behind."""
@@ -95,7 +104,7 @@ class Ingest:
         for opened in self._rounds.values():
             rows = self._store.uploads(*opened.terms.name, "accepted")
             named |= {self._home.spool / f"{row.id.hex()}.upload" for row in rows}
-            named.add(self._home.sums / self._store.round(*opened.terms.name).snapshot)
+            named |= {each.file for each in opened.sums if each.file is not None}
         for directory in (self._home.spool, self._home.sums):
             for file in directory.iterdir():
                 if file not in named:
@@ -210,8 +219,9 @@ class Ingest:
         if owed:
             answers = list(zip([u.row.device for u in owed], self._flush(owed), strict=True))
         for opened in self._rounds.values():
-            if opened.total.due(now):
-                opened.total.snapshot()
+            for each in opened.sums:
+                if each.due(now):
+                    each.snapshot()
         return answers
 
     # -- the end of an upload
@@ -249,10 +259,19 @@ class Ingest:
         return Verified(b"".join([decoded.signature, *decoded.sealed_shares]), decoded.residues)
 
     def accept(self, upload: bytes, shares: bytes) -> None:
-        """Mark a verified upload accepted; in the caller's transaction, with the round's own change."""
-        self._store.set_upload(upload, state="accepted", shares=shares, content_key=None)
+        """Mark a verified upload accepted, in its group; in the caller's transaction, with the round's own change."""
+        self._store.set_upload(
+            upload, state="accepted", shares=shares, content_key=None, in_group=self._group_of(self._arriving[upload])
+        )
+
+    def _group_of(self, arriving: _Arriving) -> int:
+        opened = self._rounds[arriving.terms.name]
+        return opened.grouping.group_for(arriving.row.device, opened.sizes)
 
     def add(self, upload: bytes, residues: bytes | bytearray | memoryview, now: float) -> None:
-        """Add an accepted upload to its round's sum, once its acceptance is durable: opens no file, so cannot fail."""
+        """Add an accepted upload to its group's sum, once its acceptance is durable: opens no file, so cannot fail."""
+        group = self._group_of(self._arriving[upload])  # as `accept` found it: `sizes` changes only here
         arriving = self._arriving.pop(upload)
-        self._rounds[arriving.terms.name].total.add(arriving.file, residues, now)
+        opened = self._rounds[arriving.terms.name]
+        opened.sums[group].add(arriving.file, residues, now)
+        opened.sizes[group] += 1

@@ -1,12 +1,12 @@
 """What a committee member is asked, and what its answer is worth (SPEC 7.5). Reads the store; writes and sends nothing.
 
-The request follows from the accepted uploads alone, so a restart builds the same bytes.
+The request follows from the accepted uploads and their groups alone, so a restart builds the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from aggregator.round_terms import RoundTerms
 from aggregator.store.rows import UploadRow
 from edge_sdk.protocol import codec
 from edge_sdk.protocol.chunks import share_info
-from edge_sdk.protocol.errors import MalformedMessage, UnexpectedMessage
+from edge_sdk.protocol.errors import MalformedMessage, UnexpectedMessage, WrongSum
 from edge_sdk.protocol.messages import OpeningRequest, SealedShareEntry, Share, ShareBody
 from edge_sdk.protocol.secagg.member import Answer, survivors_hash
 from edge_sdk.protocol.secagg.residues import RunningSum
@@ -24,22 +24,31 @@ from edge_sdk.protocol.secagg.shamir import PRIME
 
 SIGNATURE_BYTES: Final = 64
 
+Groups = Sequence[tuple[str, ...]]  # the devices of each group that is opened, in increasing order
 
-def requests_for(terms: RoundTerms, uploads: list[UploadRow]) -> list[bytes]:
-    """The blobs `opening/<task>/<round>` of every member in order; uploads in increasing order of device.
+
+def requests_for(terms: RoundTerms, uploads: list[UploadRow], groups: Groups) -> list[bytes]:
+    """The blobs `opening/<task>/<round>` of every member in order; within a group in increasing order of device.
 
     One pass over the uploads, each packed as it is read: the tree of an upload's shares serves all members.
     """
-    packed: list[list[bytes]] = [[] for _ in range(terms.plan.m)]
+    place = {device: index for index, group in enumerate(groups) for device in group}
+    packed: list[list[list[bytes]]] = [[[] for _ in groups] for _ in range(terms.plan.m)]
     for upload in uploads:
-        for entries, entry in zip(packed, _entries(terms, upload), strict=True):
-            entries.append(codec.pack(entry))
+        for by_group, entry in zip(packed, _entries(terms, upload), strict=True):
+            by_group[place[upload.device]].append(codec.pack(entry))
     (task, number), empty = terms.name, ((),)
     frame = codec.pack(OpeningRequest(task, number, terms.offer_hash, empty))
-    # The one empty group is the only difference to the frame wanted: its array header is the byte 0x90.
-    at = frame.index(codec.pack("groups") + b"\x91\x90") + len(codec.pack("groups")) + 1
-    header = _array_header(len(uploads))
-    return [b"".join([frame[:at], header, *entries, frame[at + 1 :]]) for entries in packed]
+    # The groups are the only difference to the frame wanted: here they are one that is empty, 0x91 0x90.
+    at = frame.index(codec.pack("groups") + b"\x91\x90") + len(codec.pack("groups"))
+    return [b"".join([frame[:at], _packed_groups(by_group), frame[at + 2 :]]) for by_group in packed]
+
+
+def _packed_groups(groups: list[list[bytes]]) -> bytes:
+    parts = [_array_header(len(groups))]
+    for entries in groups:
+        parts += [_array_header(len(entries)), *entries]
+    return b"".join(parts)
 
 
 def _array_header(count: int) -> bytes:
@@ -57,12 +66,12 @@ def _entries(terms: RoundTerms, upload: UploadRow) -> Iterator[SealedShareEntry]
         yield SealedShareEntry(upload.device, signature, share, tuple(proof))
 
 
-def expected_hash(terms: RoundTerms, devices: frozenset[str]) -> bytes:
+def expected_hash(terms: RoundTerms, groups: Groups) -> bytes:
     """The survivors hash that every honest answer carries."""
-    return survivors_hash(terms.offer_hash, [sorted(devices)])
+    return survivors_hash(terms.offer_hash, groups)
 
 
-def read_answer(terms: RoundTerms, device: str, share: Share, devices: frozenset[str]) -> tuple[int, bytes]:
+def read_answer(terms: RoundTerms, device: str, share: Share, groups: Groups) -> tuple[int, bytes]:
     """The member (from 1) and the canonical answer of a Share. Raises RemoteProtocolError with the reason."""
     member = terms.member(device)
     if not member:
@@ -71,38 +80,56 @@ def read_answer(terms: RoundTerms, device: str, share: Share, devices: frozenset
     body = codec.unpack(plain, ShareBody)
     if body.offer_hash != terms.offer_hash or body.member != member:
         raise UnexpectedMessage("the answer is for another offer or member", reason="other-offer")
-    if body.survivors_hash != expected_hash(terms, devices):
+    if body.survivors_hash != expected_hash(terms, groups):
         raise UnexpectedMessage("the answer is for another list of devices", reason="other-survivors")
-    _elements(terms, body)
+    _elements(terms, body, len(groups))
     return member, plain
 
 
-def _elements(terms: RoundTerms, body: ShareBody) -> npt.NDArray[np.uint16]:
-    """The sum of shares of the one group, uint16 [N/rho]. Raises MalformedMessage."""
+def _elements(terms: RoundTerms, body: ShareBody, groups: int) -> list[npt.NDArray[np.uint16]]:
+    """The sum of shares of each group, uint16 [N/rho]. Raises MalformedMessage."""
     width = terms.profile.degree // terms.plan.packing
-    if len(body.sums) != 1 or len(body.sums[0]) != 2 * width:
+    if len(body.sums) != groups or any(len(each) != 2 * width for each in body.sums):
         raise MalformedMessage("the answer has the wrong length", reason="share-range")
-    elements = np.frombuffer(body.sums[0], "<u2").astype(np.uint16)
-    if int(elements.max()) >= PRIME:
+    elements = [np.frombuffer(each, "<u2").astype(np.uint16) for each in body.sums]
+    if any(int(each.max()) >= PRIME for each in elements):
         raise MalformedMessage("an element of the answer is not below p", reason="share-range")
     return elements
 
 
-def open_sum(
-    terms: RoundTerms, devices: frozenset[str], answers: Mapping[int, bytes], total: RunningSum
-) -> tuple[npt.NDArray[np.int64], list[int]]:
-    """The sum of updates and noise, int64 [d] in steps, and the members (from 1) found wrong. Raises WrongSum."""
-    survivors = expected_hash(terms, devices)
-    opening = Opening(
-        profile=terms.profile,
-        plan=terms.plan,
-        offer_hash=terms.offer_hash,
-        survivors_hash=survivors,
-        device_count=len(devices),
-        length=terms.length,
-    )
-    for member, plain in answers.items():
-        body = codec.unpack(plain, ShareBody)
-        opening.receive(member - 1, Answer(body.survivors_hash, [_elements(terms, body)]))
-    opened = opening.open(total)
-    return opened, [member + 1 for member in opening.wrong_members]
+class OpenedGroup(NamedTuple):
+    """`total`: the sum of updates and noise, int64 [d] in steps; None where it does not hold, and `reason` says why."""
+
+    devices: tuple[str, ...]
+    total: npt.NDArray[np.int64] | None
+    reason: str
+    wrong_members: list[int]  # from 1
+
+
+def open_sums(
+    terms: RoundTerms, groups: Groups, answers: Mapping[int, bytes], totals: Iterable[RunningSum]
+) -> Iterator[OpenedGroup]:
+    """Every group in order, each by itself: one that does not hold spoils no other. Raises LocalProtocolError."""
+    bodies = {member: codec.unpack(plain, ShareBody) for member, plain in answers.items()}
+    read = {m: Answer(body.survivors_hash, _elements(terms, body, len(groups))) for m, body in bodies.items()}
+    for index, (devices, total) in enumerate(zip(groups, totals, strict=True)):
+        opening = Opening(
+            profile=terms.profile,
+            plan=terms.plan,
+            offer_hash=terms.offer_hash,
+            survivors_hash=expected_hash(terms, groups),
+            device_count=len(devices),
+            length=terms.length,
+            group=index,
+        )
+        for member, answer in read.items():
+            opening.receive(member - 1, answer)
+        yield _open(opening, devices, total)
+
+
+def _open(opening: Opening, devices: tuple[str, ...], total: RunningSum) -> OpenedGroup:
+    try:
+        opened = opening.open(total)
+    except WrongSum as error:
+        return OpenedGroup(devices, None, error.reason, [])
+    return OpenedGroup(devices, opened, "", [member + 1 for member in opening.wrong_members])

@@ -7,16 +7,17 @@ release before.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from aggregator import averaging, evaluation, tasks
+from aggregator import averaging, evaluation, robust, tasks
 from aggregator.errors import AggregatorError, ModelRefused
 from aggregator.home import Home
+from aggregator.opening_requests import OpenedGroup
 from aggregator.releases.durable import write_durably
 from aggregator.releases.errors import ReleaseError
 from aggregator.releases.repository import Repository
@@ -38,6 +39,7 @@ class Verdict(NamedTuple):
     metrics: dict[str, float]
     seconds: dict[str, float]
     usable: bool  # may the next round train on it?
+    keys: tuple[str, ...] = ()  # ids of the keys that signed the release
 
 
 class Releases:
@@ -54,8 +56,11 @@ class Releases:
     def model(self, sha256: str) -> bytes:
         return self._home.checkpoint_file(sha256).read_bytes()
 
-    def average(self, task: TaskRow, terms: RoundTerms, total: npt.NDArray[np.int64], devices: int) -> tuple[str, Any]:
-        """Write the next checkpoint; (its SHA-256 in hex, what to record of it). Raises ModelRefused, DiskFull."""
+    def average(self, task: TaskRow, terms: RoundTerms, opened: Sequence[OpenedGroup]) -> tuple[str, Any]:
+        """Write the next checkpoint; (its SHA-256 in hex, what to record of it). Raises ModelRefused, DiskFull.
+
+        Where fewer groups are left than the task needs the model stays: the sums were seen, so the round counts.
+        """
         spec, privacy = self.spec(task), terms.offer.privacy
         spent = tasks.rounds_spent(self._store, task.name, privacy.unit)
         rounds = spent if privacy.unit == "record" else spent + 1  # this round's uploads are in, its sum is not counted
@@ -66,14 +71,17 @@ class Releases:
             averaging.ROUND: str(terms.offer.round),
             averaging.PRIVACY: averaging.privacy_statement(privacy, epsilon, rounds),
         }
-        model = averaging.average(
+        moved = partial(
+            averaging.average,
             self.model(parent),
-            total,
             step=privacy.step,
-            devices=devices,
             server_learning_rate=spec.server_learning_rate,
             metadata=words,
         )
+        said = self._judged(task, parent, opened, moved)
+        kept = [group for group, why in zip(opened, said, strict=True) if not why]
+        total, divisor = _combined(spec, terms, kept)
+        model = moved(total, devices=divisor)
         sha256 = hashlib.sha256(model).hexdigest()
         with disk_full_is_said():
             write_durably(self._home.checkpoint_file(sha256), model)
@@ -81,10 +89,30 @@ class Releases:
             "epsilon": epsilon,
             "delta": privacy.delta,
             "unit": privacy.unit,
-            "devices": devices,
+            "devices": sum(len(group.devices) for group in kept),
             "rounds": rounds,
+            "groups": [{"devices": len(group.devices), "reason": why} for group, why in zip(opened, said, strict=True)],
         }
         return sha256, {**stated, "parent": parent}
+
+    def _judged(
+        self, task: TaskRow, parent: str, opened: Sequence[OpenedGroup], moved: Callable[..., bytes]
+    ) -> list[str]:
+        """For each group "" or why it is left out: its sum does not hold, or its mean alone spoils the metric."""
+        spec = self.spec(task)
+        if not (spec.group_gate and task.heldout):
+            return [group.reason for group in opened]
+        before = self._metrics(task, self.model(parent)).get(spec.metric)
+        return [group.reason or self._spoils(task, group, moved, before) for group in opened]
+
+    def _spoils(self, task: TaskRow, group: OpenedGroup, moved: Callable[..., bytes], before: float | None) -> str:
+        spec = self.spec(task)
+        try:
+            metrics = self._metrics(task, moved(group.total, devices=len(group.devices)))
+        except ModelRefused as error:
+            return f"gate: {error}"
+        refused = evaluation.gate(metrics, before, spec.metric, -spec.group_margin)
+        return f"gate: {refused}" if refused else ""
 
     def release(self, task: TaskRow, number: int, sha256: str, stats: dict[str, Any]) -> Verdict:
         """Evaluate a checkpoint, ask the gates and publish. The caller records the verdict."""
@@ -99,12 +127,15 @@ class Releases:
         if not reason:
             version, reason = self._publish(task, number, sha256, {**stats, **metrics})
         seconds = {"evaluating": evaluated - began, "releasing": self._clock() - evaluated}
-        return Verdict(version, reason, metrics, seconds, usable=True)
+        keys = self._repository.release_keys() if version is not None and self._repository is not None else ()
+        return Verdict(version, reason, metrics, seconds, usable=True, keys=keys)
 
     def _evaluate(self, task: TaskRow, sha256: str) -> dict[str, float]:
         if not task.heldout:
             return {}
-        model = self.model(sha256)
+        return self._metrics(task, self.model(sha256))
+
+    def _metrics(self, task: TaskRow, model: bytes) -> dict[str, float]:
         if task.name not in self._heldout:
             self._heldout[task.name] = evaluation.read_heldout(model, self._home.heldout_file(task.name))
         return evaluation.evaluate(model, self._heldout[task.name])
@@ -138,3 +169,11 @@ class Releases:
         if verdict.version is not None:
             at = self._clock()
             self._store.add_release(task.name, verdict.version, number=number, sha256=sha256, metric=metric, at=at)
+
+
+def _combined(spec: TaskSpec, terms: RoundTerms, kept: Sequence[OpenedGroup]) -> tuple[robust.Total, int]:
+    """The total that moves the model and its divisor: nothing, where too few groups are left."""
+    sums = [group.total for group in kept if group.total is not None]
+    if len(sums) < tasks.fewest_groups(spec):
+        return np.zeros(terms.offer.length, np.int64), 1
+    return robust.combine(spec.robust, sums, [len(group.devices) for group in kept], spec.trim)

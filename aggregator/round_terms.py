@@ -70,8 +70,6 @@ class RoundTerms:
             secret=secret,
             epoch=self.offer.secagg.epoch,
             opening_ends_at=0,
-            snapshot="",
-            summed=0,
             phase_since=now,
             stats={**each, "seconds": {}},
             waiting="",

@@ -16,10 +16,12 @@ from typing import Any, Final
 from aggregator import opening_requests, tasks
 from aggregator.errors import ModelRefused, TaskRefused
 from aggregator.fleet.registry import Registry
+from aggregator.grouping import Grouping, grouping_key, most_groups
 from aggregator.ingest import Ingest
 from aggregator.offering import Offering
+from aggregator.opening_requests import OpenedGroup
 from aggregator.post import Post
-from aggregator.releasing import Releases
+from aggregator.releasing import Releases, Verdict
 from aggregator.round_terms import RoundTerms
 from aggregator.server_round import (
     FINAL,
@@ -42,10 +44,11 @@ from aggregator.server_round import (
     step,
     waiting_for,
 )
+from aggregator.store import audit_log
 from aggregator.store.rows import RoundRow, TaskRow
 from aggregator.store.store import Store
 from edge_sdk.protocol.codec import EVERYBODY
-from edge_sdk.protocol.errors import LocalProtocolError, RemoteProtocolError, UnexpectedMessage, WrongSum
+from edge_sdk.protocol.errors import LocalProtocolError, RemoteProtocolError, UnexpectedMessage
 from edge_sdk.protocol.messages import Ack, Done, Grant, Hello, ModelHint, OpeningNotice, Receipt, Report, Share
 
 NOTICE_S: Final = 3.0
@@ -60,6 +63,21 @@ Outcome = tuple[Event, Callable[[], None]]
 
 def _nothing() -> None:
     """Nothing more belongs to this change."""
+
+
+def _offered(terms: RoundTerms) -> dict[str, Any]:
+    """What the audit log says of an offer. The hash binds all of it; the rest is for the reader."""
+    offer = terms.offer
+    said = {"offer": terms.offer_hash.hex(), "model": offer.models[0].hex(), "consent": offer.consent}
+    privacy = {name: getattr(offer.privacy, name) for name in ("unit", "placement", "noise_multiplier")}
+    return {**said, **privacy, "n_min": offer.secagg.n_min, "epoch": offer.secagg.epoch}
+
+
+def _released(sha256: str, verdict: Verdict) -> dict[str, Any]:
+    """What the audit log says of a verdict: what was released under which keys, or why it was not."""
+    if verdict.version is None:
+        return {"sha256": sha256, "refused": verdict.reason[:300]}
+    return {"sha256": sha256, "version": verdict.version, "keys": list(verdict.keys)}
 
 
 def _attempt(act: Callable[[], None]) -> Exception | None:
@@ -77,6 +95,7 @@ class _Live:
 
     state: Round
     terms: RoundTerms
+    grouping: Grouping
     since: float
     stats: dict[str, Any]
     owed: list[Action] = field(default_factory=list)
@@ -85,6 +104,7 @@ class _Live:
     offered_at: float = 0.0
     waiting: str = ""
     refused: dict[str, str] = field(default_factory=dict)  # device -> why it does not take part
+    opened: list[tuple[list[int], tuple[str, ...]]] = field(default_factory=list)  # groups and their devices
 
 
 class Rounds:
@@ -117,7 +137,7 @@ class Rounds:
             live = self._read(row)
             self._open[row.task] = live
             if live.state.phase in TAKING | {Phase.CLOSED, Phase.OPENING}:
-                self._ingest.open_round(live.terms, now)
+                self._ingest.open_round(live.terms, live.grouping, now)
             if live.state.phase is Phase.OPENING:
                 self._ingest.close_round(row.task, row.number)
             task = self._task(row.task)
@@ -131,9 +151,12 @@ class Rounds:
         roster = self._registry.signed_roster(row.epoch)
         assert roster is not None
         terms = RoundTerms.read(row.frame, row.secret, {e.device: e.sign_key for e in roster.entries})
+        spec, n_min = self._releases.spec(self._task(row.task)), terms.offer.secagg.n_min
+        wanted = min(spec.groups, most_groups(terms.profile, terms.plan))
+        grouping = Grouping(wanted, tasks.fewest_groups(spec), n_min, grouping_key(row.secret))
         state = Round(
             *terms.name,
-            n_min=terms.offer.secagg.n_min,
+            n_min=n_min * grouping.fewest,
             n_max=terms.offer.secagg.n_max,
             closes_at=terms.offer.closes_at,
             invited=frozenset(terms.roster),
@@ -145,7 +168,7 @@ class Rounds:
             opening_ends_at=row.opening_ends_at,
             reason=row.reason,
         )
-        return _Live(state, terms, row.phase_since, dict(row.stats))
+        return _Live(state, terms, grouping, row.phase_since, dict(row.stats))
 
     def _task(self, name: str) -> TaskRow:
         task = self._store.task(name)
@@ -206,10 +229,12 @@ class Rounds:
         frame = self._post.frame(offer, EVERYBODY)
         terms = RoundTerms.read(frame, secret, {e.device: e.sign_key for e in roster.entries})
         row = terms.first_row(secret, now)
-        self._store.add_round(row)
+        with self._store.transaction():
+            self._store.add_round(row)
+            self._audit(now, "offer", task.name, number, **_offered(terms))
         live = self._read(row)
         self._open[task.name] = live
-        self._ingest.open_round(terms, now)
+        self._ingest.open_round(terms, live.grouping, now)
         self._moved(live)
         self._publish_offer(live, now)
 
@@ -223,6 +248,7 @@ class Rounds:
         with self._store.transaction():
             self._releases.record(task, 0, task.checkpoint, verdict)
             self._store.set_value(f"first-release:{task.name}", verdict.reason)
+            self._audit(now, "release", task.name, 0, **_released(task.checkpoint, verdict))
             self._store.log(now, "release", task.name, 0, version=verdict.version, reason=verdict.reason)
         if verdict.version is not None:
             self._post.announce(ModelHint(task.name))
@@ -257,6 +283,13 @@ class Rounds:
                     phase_since=now if moved else live.since,
                     stats=stats,
                 )
+            if moved:
+                facts: dict[str, Any] = {
+                    "phase": state.phase.value,
+                    "devices": len(state.accepted),
+                    "reason": state.reason,
+                }
+                self._audit(now, "phase", *live.terms.name, **facts)
         live.state, live.stats = state, stats
         live.owed.extend(action for action in owed if action not in live.owed)
         if moved:
@@ -303,34 +336,66 @@ class Rounds:
         return None
 
     def _prepare(self, live: _Live) -> Outcome:
-        total = self._ingest.close_round(*live.terms.name).total
-        if total.count != len(live.state.accepted):
-            what = f"the sum holds {total.count} uploads, {len(live.state.accepted)} were accepted"
+        count = sum(self._ingest.close_round(*live.terms.name).sizes.values())
+        if count != len(live.state.accepted):
+            what = f"the sums hold {count} uploads, {len(live.state.accepted)} were accepted"
             raise LocalProtocolError(what, reason="count")
         spec = self._releases.spec(self._task(live.state.task))
         return Prepared(int(self._clock()) + spec.opening_s), _nothing
 
+    def _groups(self, live: _Live) -> list[tuple[str, ...]]:
+        """The devices of each group that is opened, once the round is closed. The same after a restart."""
+        if not live.opened:
+            members = self._store.members(*live.terms.name)
+            for groups in live.grouping.together(Counter(members.values())):
+                live.opened.append((groups, tuple(device for device in members if members[device] in groups)))
+        return [devices for _, devices in live.opened]
+
     def _open_sum(self, live: _Live) -> Outcome:
         began = self._clock()
-        total = self._ingest.close_round(*live.terms.name).total
-        answers = self._store.answers(*live.terms.name)
-        task, accepted = self._task(live.state.task), live.state.accepted
+        sums, answers = self._ingest.close_round(*live.terms.name), self._store.answers(*live.terms.name)
+        groups = self._groups(live)
+        totals = (sums.merged(merged) for merged, _ in live.opened)
+        opened = list(opening_requests.open_sums(live.terms, groups, answers, totals))
+        failed = [group for group in opened if group.total is None]
+        # SPEC 7.5.1: with an answer to spare that agrees, canaries that do not hold are the uploads' fault.
+        told = len(answers) > live.state.needed and all(group.reason == "canaries" for group in failed)
+        if len(failed) == len(opened) or (failed and not told and not live.state.heard_all):
+            return SumRefused(failed[0].reason), _nothing
         try:
-            opened, wrong = opening_requests.open_sum(live.terms, accepted, answers, total)
-            sha256, facts = self._releases.average(task, live.terms, opened, len(accepted))
-        except (WrongSum, ModelRefused) as error:
+            sha256, facts = self._releases.average(self._task(live.state.task), live.terms, opened)
+        except ModelRefused as error:
             return SumRefused(error.reason), _nothing
-        if wrong:
-            self._store.log(began, "wrong-answers", *live.terms.name, members=wrong)
+        self._say_wrong(live, opened, facts["groups"])
         self._hook("averaging")
         live.stats = {**live.stats, **facts, "sha256": sha256}
         live.stats["seconds"] = {**live.stats["seconds"], "averaging": round(self._clock() - began, 3)}
         return SumOpened(), lambda: self._commit(live, sha256, facts["parent"])
 
+    def _say_wrong(self, live: _Live, opened: list[OpenedGroup], found: list[dict[str, Any]]) -> None:
+        """Tell the operator which members answered wrongly and which groups are left out, with the devices in them."""
+        now, wrong = self._clock(), sorted({member for group in opened for member in group.wrong_members})
+        if wrong:
+            members = [live.terms.offer.secagg.committee[member - 1] for member in wrong]
+            with self._store.transaction():
+                self._store.log(now, "wrong-answers", *live.terms.name, members=wrong)
+                self._audit(now, "alarm", *live.terms.name, reason="wrong-answers", members=members)
+        for index, (group, said) in enumerate(zip(opened, found, strict=True)):
+            if said["reason"]:
+                self._store.count_refusals({("group", said["reason"]): 1})
+                what = {"group": index, "reason": said["reason"], "devices": list(group.devices)}
+                self._store.log(now, "group-left-out", *live.terms.name, **what)
+
     def _commit(self, live: _Live, sha256: str, parent: str) -> None:
         task, number = live.terms.name
         self._store.add_checkpoint(sha256, task=task, number=number, parent=parent, metrics={}, at=self._clock())
         self._store.set_task(task, checkpoint=sha256)
+        spent = {name: live.stats.get(name) for name in ("devices", "unit", "epsilon", "delta", "rounds")}
+        self._audit(self._clock(), "sum-opened", task, number, sha256=sha256, parent=parent, **spent)
+
+    def _audit(self, at: float, kind: str, task: str, number: int, **data: Any) -> None:
+        """In the transaction of what it records."""
+        audit_log.append(self._store.connection, at, kind, task, number, **data)
 
     def _release(self, live: _Live) -> Outcome:
         name, number = live.terms.name
@@ -342,6 +407,7 @@ class Rounds:
 
         def also() -> None:
             self._releases.record(task, number, sha256, verdict)
+            self._audit(self._clock(), "release", name, number, **_released(sha256, verdict))
             if not verdict.usable:
                 self._store.set_task(name, checkpoint=live.stats["parent"])
 
@@ -359,6 +425,8 @@ class Rounds:
             self._store.forget_uploads(name, number)
             self._store.set_round(name, number, secret=None, waiting="")
             self._store.set_task(name, not_before=now + pause, **ends)
+            if ends:
+                self._audit(now, "task-done", name, number, rounds=spec.rounds)
             self._store.log(now, "round", name, number, phase=live.state.phase.value, **live.stats)
         self._store.truncate_log()
         del self._open[name]
@@ -409,7 +477,13 @@ class Rounds:
             self._store.count_refusals({("upload", error.reason): 1})
             self._step(live, Declined(device))  # the receipt is final: nobody waits for this device
             return Receipt(done.upload, False, error.reason)
-        self._step(live, Accepted(device), lambda: self._ingest.accept(done.upload, verified.shares))
+
+        def accept() -> None:
+            self._ingest.accept(done.upload, verified.shares)
+            facts: dict[str, Any] = {"device": device, "upload": done.upload.hex(), "bytes": len(verified.residues)}
+            self._audit(now, "upload", *live.terms.name, **facts)
+
+        self._step(live, Accepted(device), accept)
         self._ingest.add(done.upload, verified.residues, now)
         self._store.log(now, "upload", *live.terms.name, device=device, devices=len(live.state.accepted))
         live.retry_at = now  # a round that is full closes at the next tick, after this receipt
@@ -422,7 +496,7 @@ class Rounds:
             raise UnexpectedMessage(f"round {share.round} is {live.state.phase.value}", reason="not-opening")
         if live.terms.member(device) in live.state.answered:
             return
-        member, body = opening_requests.read_answer(live.terms, device, share, live.state.accepted)
+        member, body = opening_requests.read_answer(live.terms, device, share, self._groups(live))
         self._step(live, Answered(member), lambda: self._store.add_answer(*live.terms.name, member, body))
         self._store.log(self._clock(), "answer", *live.terms.name, device=device, answers=len(live.state.answered))
 
@@ -473,7 +547,7 @@ class Rounds:
         """Every member's request and notice. They follow from the uploads, so a restart makes the same."""
         name = live.terms.name
         if name not in self._requests:
-            blobs = opening_requests.requests_for(live.terms, self._store.uploads(*name, "summed"))
+            blobs = opening_requests.requests_for(live.terms, self._store.uploads(*name, "summed"), self._groups(live))
             notices = [OpeningNotice(*name, len(blob), hashlib.sha256(blob).digest()) for blob in blobs]
             self._requests[name] = (blobs, notices)
         return self._requests[name]

@@ -18,8 +18,11 @@ from msgspec import Meta
 
 from aggregator.errors import HomeRefused, TaskRefused
 from aggregator.evaluation import evaluate, read_heldout
+from aggregator.grouping import FEWEST_ROBUST, MOST_GROUPS
 from aggregator.home import Home
 from aggregator.releases.durable import write_durably
+from aggregator.robust import Rule
+from aggregator.store import audit_log
 from aggregator.store.rows import TaskRow
 from aggregator.store.store import Store
 from edge_sdk.artifact.errors import ArtifactError
@@ -35,6 +38,7 @@ from edge_sdk.protocol.secagg.ring import profile
 
 MOST_STEPS: Final = 18  # a clip of 2^18 steps: rounding is then far below any noise
 SIGMA_STEPS: Final = 128.0  # one device's noise in steps: Skellam is Gaussian there and its table small
+MOST_VALUES: Final = 1 << 27  # of all groups' sums: 1 GiB once opened
 Devices = Annotated[int, Meta(ge=3, le=65_535)]
 
 
@@ -46,7 +50,9 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     device unit shares it and the others add it locally. `honest_share`: the part of n_min that is taken to add its
     share of the noise. `consent`: the version of the notice that customers must have agreed to (0: none is asked).
     `release_every`: rounds between releases. `min_improvement`: how much better than the last release the metric must
-    be (may be negative).
+    be (may be negative). `groups`: sums that a round opens, of at least n_min devices each, so that `robust` can take
+    their coordinate-wise median or trimmed mean (`trim`: the share cut off at either end). `group_gate`: a group whose
+    own mean makes the metric on the held-out records worse by more than `group_margin` is left out.
     """
 
     name: Name
@@ -79,6 +85,11 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     server_learning_rate: Positive = 1.0
     insecure_without_noise: bool = False
     units_per_device: Annotated[int, Meta(ge=1, le=1_000_000)] = 500
+    groups: Annotated[int, Meta(ge=1, le=MOST_GROUPS)] = 1
+    robust: Rule = "mean"
+    trim: Annotated[float, Meta(gt=0.0, lt=0.5)] = 0.2
+    group_gate: bool = False
+    group_margin: Annotated[float, Meta(ge=0.0)] = 0.02
 
 
 def parse_spec(text: bytes | str) -> TaskSpec:
@@ -103,6 +114,7 @@ def build_spec(**fields: Any) -> TaskSpec:
 def settle(spec: TaskSpec, length: int) -> PrivacyTerms:
     """The terms that every offer of the task carries, for an update of `length` coordinates. Raises TaskRefused."""
     _check_words(spec)
+    _check_groups(spec, length)
     placement: Placement = spec.placement or ("shared" if spec.unit == "device" else "local")
     honest = max(1, math.floor(spec.honest_share * spec.n_min)) if placement == "shared" else 1
     noise = _noise(spec, lambda z: accounting.gaussian(z) if spec.unit == "device" else _record(spec, z))
@@ -143,6 +155,32 @@ def _check_words(spec: TaskSpec) -> None:
         )
     if spec.insecure_without_noise and any(given):
         raise TaskRefused("insecure_without_noise contradicts the noise", "remove one of them", reason="privacy")
+
+
+def fewest_groups(spec: TaskSpec) -> int:
+    """How many groups a round must open: a robust average of one or two would not be robust."""
+    return 1 if spec.robust == "mean" else FEWEST_ROBUST
+
+
+def _check_groups(spec: TaskSpec, length: int) -> None:
+    if spec.groups < fewest_groups(spec):
+        raise TaskRefused(
+            f"a {spec.robust} of {spec.groups} groups is not robust",
+            f"give at least {FEWEST_ROBUST} groups, or the mean",
+            reason="groups",
+        )
+    if spec.n_max < spec.groups * spec.n_min:
+        raise TaskRefused(
+            f"{spec.n_max} devices do not fill {spec.groups} groups of {spec.n_min}",
+            f"raise n_max to {spec.groups * spec.n_min}, or take {spec.n_max // spec.n_min} groups",
+            reason="groups",
+        )
+    if spec.groups > 1 and spec.groups * length > MOST_VALUES:
+        raise TaskRefused(
+            f"{spec.groups} sums of {length} values do not fit into memory together",
+            f"take {max(1, MOST_VALUES // length)} groups",
+            reason="groups",
+        )
 
 
 def _noise(spec: TaskSpec, of_round: Callable[[float], accounting.Spend]) -> float:
@@ -270,6 +308,8 @@ def check_task(store: Store, spec: TaskSpec, *, model: bytes, heldout: Path | No
         raise TaskRefused(f"the model is refused: {error}", hint, reason=error.reason) from error
     terms = settle(spec, length)
     if heldout is None:
+        if spec.group_gate:
+            raise TaskRefused("group_gate needs held-out records", "give them with --held-out", reason="groups")
         return Checked(length, terms, None)
     _check_metric(spec, evaluate(model, read_heldout(model, heldout)))
     return Checked(length, terms, heldout.read_bytes())
@@ -300,4 +340,8 @@ def create_task(store: Store, home: Home, spec: TaskSpec, *, model: bytes, heldo
         store.add_task(row)
         store.add_checkpoint(sha256, task=spec.name, number=0, parent="", metrics={}, at=now)
         store.log(now, "task", spec.name, 0, rounds=spec.rounds, unit=spec.unit)
+        facts = {"spec": hashlib.sha256(row.spec).hexdigest(), "model": sha256, "rounds": spec.rounds}
+        audit_log.append(
+            store.connection, now, "task-created", spec.name, **facts, unit=spec.unit, consent=spec.consent
+        )
     return sha256

@@ -22,7 +22,7 @@ class TaskRow:
 
 @dataclass(frozen=True, slots=True)
 class RoundRow:
-    """A round. `secret` is the round key, None once forgotten; `snapshot` names the file of the running sum."""
+    """A round. `secret` is the round key, None once forgotten."""
 
     task: str
     number: int
@@ -33,8 +33,6 @@ class RoundRow:
     secret: bytes | None = field(repr=False)
     epoch: int
     opening_ends_at: int
-    snapshot: str
-    summed: int
     phase_since: float
     stats: dict[str, Any]
     waiting: str
@@ -54,3 +52,13 @@ class UploadRow:
     received: bytes
     shares: bytes | None = field(repr=False)
     at: float
+    group: int = 0  # whose sum it is in, once accepted
+
+
+@dataclass(frozen=True, slots=True)
+class SumRow:
+    """The durable running sum of one group: the file's name, and how many uploads it holds."""
+
+    group: int
+    snapshot: str
+    summed: int

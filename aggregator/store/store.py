@@ -12,15 +12,14 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from aggregator.errors import DiskFull, HomeRefused
-from aggregator.store.rows import RoundRow, TaskRow, UploadRow
+from aggregator.store.rows import RoundRow, SumRow, TaskRow, UploadRow
 
 EVENTS_KEPT: Final = 5000
 _TASK: Final = "name, spec, status, reason, created_at, checkpoint, heldout, not_before"
 _ROUND: Final = (
-    "task, number, phase, reason, frame, offer_hash, secret, epoch, opening_ends_at, snapshot, summed, phase_since,"
-    " stats, waiting"
+    "task, number, phase, reason, frame, offer_hash, secret, epoch, opening_ends_at, phase_since, stats, waiting"
 )
-_UPLOAD: Final = "id, task, number, device, size, state, content_key, received, shares, at"
+_UPLOAD: Final = "id, task, number, device, size, state, content_key, received, shares, at, in_group"
 
 
 class Store:
@@ -128,8 +127,8 @@ class Store:
             )
             values = (row.id, row.task, row.number, row.device, row.size, row.state, row.content_key)
             self._write(
-                f"INSERT INTO uploads ({_UPLOAD}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*values, row.received, row.shares, row.at),
+                f"INSERT INTO uploads ({_UPLOAD}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*values, row.received, row.shares, row.at, row.group),
             )
 
     def set_upload(self, upload: bytes, **columns: Any) -> None:
@@ -140,6 +139,14 @@ class Store:
         marks = ", ".join("?" * len(states))
         found = f"SELECT {_UPLOAD} FROM uploads WHERE task = ? AND number = ? AND state IN ({marks}) ORDER BY device"
         return [UploadRow(*row) for row in self._rows(found, task, number, *states)]
+
+    def members(self, task: str, number: int) -> dict[str, int]:
+        """The devices of every accepted upload of a round, in order, each with its group."""
+        found = (
+            "SELECT device, in_group FROM uploads WHERE task = ? AND number = ? AND state IN ('accepted', 'summed')"
+            " ORDER BY device"
+        )
+        return dict(self._rows(found, task, number))
 
     def upload(self, upload: bytes) -> UploadRow | None:
         rows = self._rows(f"SELECT {_UPLOAD} FROM uploads WHERE id = ?", upload)
@@ -152,6 +159,18 @@ class Store:
             self._write(f"UPDATE uploads SET shares = NULL, content_key = NULL WHERE {where}", keys)
             self._write(f"UPDATE uploads SET state = 'dropped' WHERE {where} AND state = 'receiving'", keys)
             self._write(f"DELETE FROM answers WHERE {where}", keys)
+            self._write(f"DELETE FROM group_sums WHERE {where}", keys)
+
+    # -- running sums
+
+    def set_sum(self, task: str, number: int, row: SumRow) -> None:
+        values = (task, number, row.group, row.snapshot, row.summed)
+        self._write("INSERT OR REPLACE INTO group_sums VALUES (?, ?, ?, ?, ?)", values)
+
+    def sums(self, task: str, number: int) -> list[SumRow]:
+        """The durable sums of a round, by group."""
+        found = "SELECT in_group, snapshot, summed FROM group_sums WHERE task = ? AND number = ? ORDER BY in_group"
+        return [SumRow(*row) for row in self._rows(found, task, number)]
 
     # -- answers
 
@@ -259,5 +278,5 @@ class Store:
 
 def _round(row: Sequence[Any]) -> RoundRow:
     values = [*row]
-    values[12] = json.loads(row[12])
+    values[-2] = json.loads(row[-2])
     return RoundRow(*values)

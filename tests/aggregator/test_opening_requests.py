@@ -25,31 +25,36 @@ def a_round(devices: int, members: int, share_bytes: int = 100):
     return terms, uploads
 
 
-def plainly(terms, uploads, member: int) -> bytes:
+def plainly(terms, uploads, member: int, groups) -> bytes:
     """The request of one member (from 0), built and packed as one value."""
-    entries = []
+    entries = {}
     for upload in uploads:
         sealed = [
             upload.shares[SIGNATURE_BYTES + i * terms.share_bytes :][: terms.share_bytes] for i in range(terms.plan.m)
         ]
         path = tuple(merkle.proof(sealed, member))
-        entries.append(SealedShareEntry(upload.device, upload.shares[:SIGNATURE_BYTES], sealed[member], path))
-    return codec.pack(OpeningRequest("churn", 3, bytes(32), (tuple(entries),)))
+        entries[upload.device] = SealedShareEntry(upload.device, upload.shares[:SIGNATURE_BYTES], sealed[member], path)
+    parts = tuple(tuple(entries[device] for device in group) for group in groups)
+    return codec.pack(OpeningRequest("churn", 3, bytes(32), parts))
 
 
 @pytest.mark.parametrize(("devices", "members"), [(3, 5), (15, 6), (16, 7), (40, 32), (300, 5)])
 def test_every_request_is_the_canonical_encoding(devices, members):
     terms, uploads = a_round(devices, members)
-    found = requests_for(terms, uploads)
-    assert len(found) == members
-    for member in {0, members // 2, members - 1}:
-        assert found[member] == plainly(terms, uploads, member)
-        request = codec.unpack(found[member], OpeningRequest)
-        assert [entry.device for entry in request.groups[0]] == [upload.device for upload in uploads]
+    names = [upload.device for upload in uploads]
+    for count in {1, 2, min(20, devices)}:  # from sixteen on an array's header is longer
+        groups = [tuple(names[start::count]) for start in range(count)]
+        found = requests_for(terms, uploads, groups)
+        assert len(found) == members
+        for member in {0, members // 2, members - 1}:
+            assert found[member] == plainly(terms, uploads, member, groups)
+            request = codec.unpack(found[member], OpeningRequest)
+            assert [tuple(entry.device for entry in group) for group in request.groups] == groups
 
 
 @pytest.mark.slow
 def test_a_request_of_more_than_65535_devices_would_still_parse():
     terms, uploads = a_round(1, 5)
     many = uploads * 65_536
-    assert len(codec.unpack(requests_for(terms, many)[0], OpeningRequest).groups[0]) == 65_536
+    (found, *_) = requests_for(terms, many, [(uploads[0].device,)])
+    assert len(codec.unpack(found, OpeningRequest).groups[0]) == 65_536

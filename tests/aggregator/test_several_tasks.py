@@ -150,5 +150,5 @@ def test_a_sum_of_another_count_than_the_accepted_uploads_is_never_opened(fleet)
         **{name: getattr(live.state, name) for name in live.state.__slots__}
         | {"accepted": live.state.accepted | {"device-5"}}
     )
-    with pytest.raises(LocalProtocolError, match="holds 5 uploads, 6 were accepted"):
+    with pytest.raises(LocalProtocolError, match="hold 5 uploads, 6 were accepted"):
         fleet.service._rounds._prepare(live)

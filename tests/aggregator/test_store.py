@@ -18,9 +18,7 @@ def store(tmp_path):
 
 
 def a_round(number: int = 1, phase: str = "offered", secret: bytes | None = b"s" * 96) -> RoundRow:
-    return RoundRow(
-        "churn", number, phase, "", b"f", bytes([number]) * 32, secret, 1, 0, "", 0, 0.0, {"seconds": {}}, ""
-    )
+    return RoundRow("churn", number, phase, "", b"f", bytes([number]) * 32, secret, 1, 0, 0.0, {"seconds": {}}, "")
 
 
 def an_upload(identity: bytes, device: str = "d1", state: str = "receiving") -> UploadRow:
