@@ -73,7 +73,11 @@ class FleetDoor:
         now = time.time()
         with self._lock:
             answer = self._registry.redeem(
-                request, issue=lambda csr: self._authority.issue(csr, now=now), bundle=self._bundle, now=now
+                request,
+                issue=lambda csr: self._authority.issue(csr, now=now),
+                bundle=self._bundle,
+                sign=self._authority.roster_key.sign,
+                now=now,
             )
             self._put_in_force(now)
         return answer

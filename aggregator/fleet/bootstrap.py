@@ -54,7 +54,13 @@ def enroller(
 
     def enrol(request: EnrolmentRequest) -> EnrolmentAnswer:
         now = clock()
-        answer = registry.redeem(request, issue=lambda csr: authority.issue(csr, now=now), bundle=bundle(), now=now)
+        answer = registry.redeem(
+            request,
+            issue=lambda csr: authority.issue(csr, now=now),
+            bundle=bundle(),
+            sign=authority.roster_key.sign,
+            now=now,
+        )
         on_enrolled()
         return answer
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator.errors import AggregatorError
 from aggregator.fleet.authority import AuthorityRefused, Issued
+from aggregator.ledger import Ledger
 from aggregator.store import audit_log
 from edge_sdk.protocol import codec, enrolment, roster
 from edge_sdk.protocol.enrolment import EnrolmentAnswer, EnrolmentRefused, EnrolmentRequest, Token, TrustBundle
@@ -90,6 +91,7 @@ class Registry:
         """`connection` is used by one thread at a time; the tables are made where they are missing."""
         self.fleet = fleet
         self._db = connection
+        self._ledger = Ledger(connection)
         for statement in (*SCHEMA, *audit_log.TABLES.split(";")):
             connection.execute(statement)
 
@@ -132,10 +134,12 @@ class Registry:
         *,
         issue: Callable[[bytes], Issued],
         bundle: TrustBundle,
+        sign: Callable[[bytes], bytes],
         now: float,
     ) -> EnrolmentAnswer:
         """Enrol a device: check the token, have `issue` sign its request, register it, answer. All of it, or nothing.
 
+        `sign` is by the authority's key: the answer states what a device of this name had spent before.
         The same request again gets the same answer, so a lost answer costs no token. Raises EnrolmentRefused.
         """
         with self._transaction():
@@ -154,11 +158,14 @@ class Registry:
             if used >= uses:
                 raise EnrolmentRefused("the token has been used", reason="used-token")
             issued = self._admit(request, issue, kind, bool(steward), now)
-            answer = enrolment.make_answer(key, request, issued.chain_pem, bundle)
+            entries = self._ledger.carry_over(issued.device)
+            spent = enrolment.state_spent(self.fleet, issued.device, int(now), entries, sign)
+            answer = enrolment.make_answer(key, request, issued.chain_pem, bundle, spent)
             self._db.execute("UPDATE tokens SET used = used + 1 WHERE token_id = ?", (request.token_id,))
             row = (request.digest(), request.token_id, issued.device, codec.pack(answer))
             self._db.execute("INSERT INTO redemptions VALUES (?, ?, ?, ?)", row)
             facts = {"device": issued.device, "token": request.token_id, "serial": issued.serial}
+            facts["spent"] = hashlib.sha256(codec.pack(spent)).hexdigest()
             audit_log.append(self._db, now, "enrolled", **facts, kind=kind, sign_key=request.sign_key.hex())
         return answer
 

@@ -25,14 +25,17 @@ from edge_sdk.protocol.enrolment import (
     EnrolmentRefusal,
     EnrolmentRefused,
     EnrolmentRequest,
+    SpentStatement,
     Token,
     TrustBundle,
 )
 from edge_sdk.protocol.errors import MalformedMessage
+from edge_sdk.protocol.messages import SpentEntry
 
 TIMEOUT_S: Final = 15.0
 RENEW_AT: Final = 2 / 3
 PENDING: Final = "enrolment.json"
+SPENT: Final = "spent.json"
 
 Post = Callable[[Token, bytes], bytes]
 
@@ -41,6 +44,7 @@ class Identity(NamedTuple):
     """An enrolled device. Paths are what a TLS context wants.
 
     `not_before`: when the certificate's life began, seconds since 1970; it is later than that, whatever the clock says.
+    `spent`: what the fleet stated that this device had spent before; its ledger starts from there.
     """
 
     device: str
@@ -50,6 +54,7 @@ class Identity(NamedTuple):
     key_file: Path
     ca_file: Path
     not_before: int = 0
+    spent: tuple[SpentEntry, ...] = ()
 
 
 def post(token: Token, body: bytes) -> bytes:
@@ -99,7 +104,9 @@ def enrol(
         raise EnrolmentRefused(f"the listener's answer: {error}", reason="malformed") from error
     answer.check(enrolment.token_key(token.secret), request)
     _check_answer(answer, token, device, keys)
+    answer.spent.check(answer.bundle.authority_key, fleet=token.fleet, device=device)
     save_bundle(directory, answer.bundle)
+    write_private(directory / SPENT, enrolment.to_json(answer.spent))
     # Last: this file says that the identity is whole.
     write_private(directory / CERTIFICATE, answer.chain_pem.encode())
     (directory / PENDING).unlink(missing_ok=True)
@@ -164,7 +171,20 @@ def load_identity(directory: Path) -> Identity:
     bundle, keys = load_bundle(directory), DeviceKeys.load(directory)
     begin = int(leaf.not_valid_before_utc.timestamp())
     name, key_file, ca_file = _common_name(leaf.subject), directory / TLS_KEY, directory / CA_FILE
-    return Identity(name, keys, bundle, certificate, key_file, ca_file, begin)
+    spent = _stated_spent(directory / SPENT, bundle, name)
+    return Identity(name, keys, bundle, certificate, key_file, ca_file, begin, spent)
+
+
+def _stated_spent(file: Path, bundle: TrustBundle, device: str) -> tuple[SpentEntry, ...]:
+    """What the fleet stated at enrolment; identities of older versions have no such file."""
+    if not file.exists():
+        return ()
+    try:
+        statement = enrolment.from_json(read_private(file), SpentStatement)
+        statement.check(bundle.authority_key, fleet=bundle.fleet, device=device)
+    except (MalformedMessage, EnrolmentRefused) as error:
+        raise IdentityError(f"{file} is damaged ({error}): restore it from a copy or enrol again") from error
+    return statement.entries
 
 
 def needs_renewal(certificate_pem: bytes, now: float) -> bool:

@@ -116,7 +116,7 @@ class Ledger:
     # -- across installations --------------------------------------------------------------------------------------
 
     def carry(self, entries: Iterable[SpentEntry]) -> None:
-        """Raise what is spent to at least what the fleet states of this device's earlier life. A repeat changes nothing.
+        """Raise what is spent to at least what the fleet states of an earlier life; a repeat changes nothing.
 
         Belongs into a transaction of the caller's, before anything is charged. Raises LedgerError for a curve that this
         accountant cannot read: a device that does not know what it spent must not spend more.

@@ -20,9 +20,10 @@ from msgspec import Meta, Struct
 
 from edge_sdk.protocol import codec, topics
 from edge_sdk.protocol.errors import MalformedMessage, RemoteProtocolError
-from edge_sdk.protocol.messages import Digest, Name
+from edge_sdk.protocol.messages import Digest, Name, Second, SpentEntry
 
-MAX_BODY_BYTES: Final = 65_536
+MAX_BODY_BYTES: Final = 163_840
+MOST_STATED: Final = 64  # entries of a statement of what was spent
 SECRET_BYTES: Final = 16
 NONCE_BYTES: Final = 16
 FINGERPRINT_CHARACTERS: Final = 16
@@ -33,9 +34,10 @@ REMEDIES: Final = {
     "wrong-token": "the token was copied wrongly or belongs to another fleet: copy it again, whole",
     "used-token": "a token admits a stated number of devices: make a new one with `aggregator enroll-token`",
     "expired-token": "make a new one with `aggregator enroll-token`, and look at both clocks",
-    "name-taken": "choose another name, or revoke the device that has it first",
+    "name-taken": "choose another name; for the same device again: `aggregator enroll-token --replace NAME`",
     "name": "use 1 to 48 of a-z, 0-9 and '-', no '-' at an end; `all`, `broker` and `aggregator…` are reserved",
     "wrong-proof": "the request does not hold together: update the SDK and try again",
+    "wrong-statement": "the answer is not whole: enrol again with a new token; that does not help: ask the fleet",
     "malformed": "update the SDK; if that does not help, look whether something on the way rewrites HTTP",
     "wrong-fleet": "the answer does not come from the fleet that made the token: check the address in it",
     "unreachable": "start the aggregator with its bootstrap listener, and check the address in the token",
@@ -143,16 +145,47 @@ class EnrolmentRequest(Struct, frozen=True, forbid_unknown_fields=True):
             raise EnrolmentRefused("the request does not prove its signing key", reason="wrong-proof") from error
 
 
+class SpentStatement(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a device had spent of everybody's privacy before this enrolment, by all that the fleet knows (SPEC 7.8).
+
+    Empty for a name that is new. The signature is the authority's: whoever states too little has signed it.
+    """
+
+    fleet: Name
+    device: Name
+    issued_at: Second
+    entries: Annotated[tuple[SpentEntry, ...], Meta(max_length=MOST_STATED)]
+    signature: Signature
+
+    def check(self, authority_key: bytes, *, fleet: str, device: str) -> None:
+        """Raises EnrolmentRefused("wrong-statement") where it is about another, or the authority never made it."""
+        signed = _stated(self.fleet, self.device, self.issued_at, self.entries)
+        try:
+            codec.verify(authority_key, self.signature, signed)
+        except RemoteProtocolError as error:
+            raise EnrolmentRefused("the authority never stated this", reason="wrong-statement") from error
+        if (self.fleet, self.device) != (fleet, device):
+            raise EnrolmentRefused(f"what {self.device} of {self.fleet} had spent", reason="wrong-statement")
+
+
+def state_spent(
+    fleet: str, device: str, issued_at: int, entries: tuple[SpentEntry, ...], sign: Callable[[bytes], bytes]
+) -> SpentStatement:
+    """A statement under the authority's key. `issued_at`: seconds since 1970."""
+    return SpentStatement(fleet, device, issued_at, entries, sign(_stated(fleet, device, issued_at, entries)))
+
+
 class EnrolmentAnswer(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the fleet answers: the device's certificate chain (leaf first, PEM), whom to trust, and the proof."""
+    """What the fleet answers: the certificate chain (leaf first, PEM), whom to trust, what was spent, and the proof."""
 
     chain_pem: str
     bundle: TrustBundle
+    spent: SpentStatement
     proof: Digest
 
     def check(self, token_key: bytes, request: EnrolmentRequest) -> None:
         """Raises EnrolmentRefused("wrong-fleet") unless whoever holds the token's key answered this very request."""
-        expected = _answer_proof(token_key, request, self.chain_pem, self.bundle)
+        expected = _answer_proof(token_key, request, self.chain_pem, self.bundle, self.spent)
         if not hmac.compare_digest(expected, self.proof):
             raise EnrolmentRefused("the answer does not prove the token", reason="wrong-fleet")
 
@@ -178,9 +211,11 @@ def make_request(
     return EnrolmentRequest(token.token_id, nonce, csr, sign_key, epoch_key, sign(claims), proof)
 
 
-def make_answer(key: bytes, request: EnrolmentRequest, chain_pem: str, bundle: TrustBundle) -> EnrolmentAnswer:
+def make_answer(
+    key: bytes, request: EnrolmentRequest, chain_pem: str, bundle: TrustBundle, spent: SpentStatement
+) -> EnrolmentAnswer:
     """An answer to `request` under the token's key."""
-    return EnrolmentAnswer(chain_pem, bundle, _answer_proof(key, request, chain_pem, bundle))
+    return EnrolmentAnswer(chain_pem, bundle, spent, _answer_proof(key, request, chain_pem, bundle, spent))
 
 
 def to_json(value: Struct) -> bytes:
@@ -207,6 +242,12 @@ def _proof(key: bytes, side: bytes, *parts: bytes) -> bytes:
     return hmac.digest(key, codec.prefixed(side, *parts), "sha256")
 
 
-def _answer_proof(key: bytes, request: EnrolmentRequest, chain_pem: str, bundle: TrustBundle) -> bytes:
-    whole = codec.pack((chain_pem, bundle))
+def _stated(fleet: str, device: str, issued_at: int, entries: tuple[SpentEntry, ...]) -> bytes:
+    return codec.prefixed("chorale/spent/1", fleet, device, hashlib.sha256(codec.pack((issued_at, entries))).digest())
+
+
+def _answer_proof(
+    key: bytes, request: EnrolmentRequest, chain_pem: str, bundle: TrustBundle, spent: SpentStatement
+) -> bytes:
+    whole = codec.pack((chain_pem, bundle, spent))
     return _proof(key, b"answer", request.digest(), hashlib.sha256(whole).digest())

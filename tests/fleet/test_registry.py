@@ -53,7 +53,8 @@ def request_for(token: Token, device: str) -> EnrolmentRequest:
 
 def redeem(registry: Registry, authority: Authority, request: EnrolmentRequest, now: float = NOW) -> EnrolmentAnswer:
     bundle = authority.bundle(broker_host="localhost", broker_port=8883, tuf_root="{}")
-    return registry.redeem(request, issue=lambda csr: authority.issue(csr, now=now), bundle=bundle, now=now)
+    sign = authority.roster_key.sign
+    return registry.redeem(request, issue=lambda csr: authority.issue(csr, now=now), bundle=bundle, sign=sign, now=now)
 
 
 def enrol(registry: Registry, authority: Authority, device: str, **changes: object) -> EnrolmentRequest:

@@ -92,7 +92,7 @@ def test_every_file_of_a_device_is_private(fleet: Fleet, tmp_path: Path) -> None
     enrol(fleet.token().reveal(), "kiosk-a", home, entropy=os.urandom)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in home.iterdir()}
     assert set(modes.values()) == {0o600}
-    assert set(modes) == {"tls.key", "sign.key", "epoch.key", "device.crt", "ca.pem", "trust.json"}
+    assert set(modes) == {"tls.key", "sign.key", "epoch.key", "device.crt", "ca.pem", "trust.json", "spent.json"}
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
 
 
@@ -201,7 +201,8 @@ def test_a_stranger_listening_at_the_address_is_refused(fleet: Fleet, tmp_path: 
         request = enrolment.from_json(body, EnrolmentRequest)
         issued = stranger.issue(request.csr, now=NOW)
         bundle = stranger.bundle(broker_host="localhost", broker_port=1, tuf_root="{}")
-        return enrolment.to_json(enrolment.make_answer(bytes(32), request, issued.chain_pem, bundle))
+        spent = enrolment.state_spent("f0", "kiosk-a", 0, (), stranger.roster_key.sign)
+        return enrolment.to_json(enrolment.make_answer(bytes(32), request, issued.chain_pem, bundle, spent))
 
     with pytest.raises(EnrolmentRefused) as caught:
         enrol(fleet.token().reveal(), "kiosk-a", tmp_path / "d", entropy=os.urandom, send=answer)

@@ -1,0 +1,330 @@
+"""What every model and every device has spent, entered in the transaction that spends it (SPEC 7.8).
+
+A round's cost is known when it is offered; the model is charged when the sum is opened, a device when its upload is
+accepted. What a device says of its own ledger is kept, compared, and given back when the device is enrolled anew.
+Refuses (TaskRefused) a round that would take a task over its budget. Reads no clock.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import sqlite3
+from collections.abc import Iterable
+from typing import Any, Final, Literal, NamedTuple
+
+from aggregator.errors import TaskRefused
+from edge_sdk.privacy import accounting, charges
+from edge_sdk.privacy.accounting import ACCOUNTANT_VERSION, NOTHING, Spend
+from edge_sdk.privacy.curves import LedgerError, at_most, largest, pack, unpack
+from edge_sdk.privacy.ledger import MOST_ENTRIES
+from edge_sdk.protocol.codec import PREFIX_BYTES, SIGNATURE_BYTES
+from edge_sdk.protocol.codec import unpack as unpack_message
+from edge_sdk.protocol.enrolment import MOST_STATED
+from edge_sdk.protocol.errors import MalformedMessage, UnexpectedMessage
+from edge_sdk.protocol.messages import Offer, PrivacyTerms, Spent, SpentEntry
+
+log = logging.getLogger(__name__)
+Source = Literal["accepted", "reported", "carried"]
+SCHEMA: Final = (
+    "CREATE TABLE IF NOT EXISTS curves (digest BLOB PRIMARY KEY, accountant INTEGER NOT NULL, spend BLOB NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS round_charges (
+        task TEXT NOT NULL, number INTEGER NOT NULL, unit TEXT NOT NULL, delta REAL NOT NULL, curve BLOB NOT NULL,
+        offered_at REAL NOT NULL, opened_at REAL, PRIMARY KEY (task, number))""",
+    # source: accepted (of its uploads, here), reported (by the device), carried (stated at its enrolment)
+    """CREATE TABLE IF NOT EXISTS device_spends (
+        device TEXT NOT NULL, task TEXT NOT NULL, unit TEXT NOT NULL, source TEXT NOT NULL, rounds INTEGER NOT NULL,
+        last_round INTEGER NOT NULL, accountant INTEGER NOT NULL, spend BLOB NOT NULL,
+        PRIMARY KEY (device, task, unit, source)) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS spent_frames (
+        device TEXT PRIMARY KEY, counter INTEGER NOT NULL, at REAL NOT NULL, frame BLOB NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS ledger_alarms (
+        device TEXT NOT NULL, task TEXT NOT NULL, unit TEXT NOT NULL, kind TEXT NOT NULL, since REAL NOT NULL,
+        at REAL NOT NULL, times INTEGER NOT NULL, standing INTEGER NOT NULL, detail TEXT NOT NULL,
+        PRIMARY KEY (device, task, unit, kind))""",
+)
+
+
+class Account(NamedTuple):
+    """What one device has spent of one task and unit, by one source."""
+
+    device: str
+    task: str
+    unit: str
+    source: Source
+    rounds: int
+    last_round: int
+    accountant: int
+    spend: bytes
+
+
+class Alarm(NamedTuple):
+    """A difference between a device's ledger and ours. `standing`: its newest message still shows it."""
+
+    device: str
+    task: str
+    unit: str
+    kind: str
+    since: float
+    at: float
+    times: int
+    standing: bool
+    detail: str
+
+
+class ModelSpend(NamedTuple):
+    """What the opened sums of a task have spent."""
+
+    task: str
+    unit: str
+    delta: float
+    rounds: int
+    spend: Spend
+
+    @property
+    def epsilon(self) -> float:
+        return accounting.epsilon(self.spend, self.delta)
+
+
+@functools.lru_cache(maxsize=256)
+def cost(terms: PrivacyTerms, length: int) -> Spend:
+    """What one round of these terms spends; nothing is claimed, so nothing charged, without noise."""
+    return NOTHING if terms.insecure_without_noise else charges.spend(terms, length)
+
+
+class Ledger:
+    """The ledgers of one fleet over a connection whose transactions it takes part in."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        """Makes the tables where they are missing."""
+        self._db = connection
+        for statement in SCHEMA:
+            connection.execute(statement)
+
+    def _rows(self, statement: str, *values: Any) -> list[Any]:
+        return self._db.execute(statement, values).fetchall()
+
+    # -- models
+
+    def offered(self, task: str, number: int, terms: PrivacyTerms, length: int, at: float) -> None:
+        """Enter what a round will cost; in the transaction that makes the round."""
+        spend = pack(cost(terms, length))
+        digest = hashlib.sha256(ACCOUNTANT_VERSION.to_bytes(4, "big") + spend).digest()
+        self._db.execute("INSERT OR IGNORE INTO curves VALUES (?, ?, ?)", (digest, ACCOUNTANT_VERSION, spend))
+        row = (task, number, terms.unit, terms.delta, digest, at)
+        self._db.execute("INSERT OR IGNORE INTO round_charges VALUES (?, ?, ?, ?, ?, ?, NULL)", row)
+
+    def opened(self, task: str, number: int, at: float) -> None:
+        """Charge the model; in the transaction that makes the checkpoint of the opened sum durable."""
+        statement = "UPDATE round_charges SET opened_at = ? WHERE task = ? AND number = ? AND opened_at IS NULL"
+        self._db.execute(statement, (at, task, number))
+
+    def model(self, task: str) -> ModelSpend | None:
+        """What the task's opened sums have spent; None before its first offer. Of several units, that of the last."""
+        newest = self._rows("SELECT unit, delta FROM round_charges WHERE task = ? ORDER BY number DESC LIMIT 1", task)
+        if not newest:
+            return None
+        unit, delta = newest[0]
+        count, spend = self._sum("task = ? AND unit = ? AND opened_at IS NOT NULL", task, unit)
+        return ModelSpend(task, unit, delta, count, spend)
+
+    def epsilon(self, task: str) -> float:
+        """Epsilon that the task's opened sums have spent, at its delta; 0.0 before the first."""
+        spent = self.model(task)
+        return 0.0 if spent is None else spent.epsilon
+
+    def _sum(self, where: str, *values: Any) -> tuple[int, Spend]:
+        """(how many rounds, their spends together) of the round charges that fit."""
+        rows = self._rows(
+            "SELECT accountant, spend, count(*) FROM round_charges JOIN curves ON curves.digest = curve"
+            f" WHERE {where} GROUP BY curve",
+            *values,
+        )
+        total = accounting.compose(tuple(n * value for value in unpack(by, spend)) for by, spend, n in rows)
+        return sum(n for _, _, n in rows), total
+
+    def check_budget(self, task: str, terms: PrivacyTerms, length: int, budget: float | None) -> None:
+        """Refuse, before it is offered, the round that would overspend the budget. Raises TaskRefused "spent"."""
+        if budget is None or terms.insecure_without_noise:
+            return
+        _, spent = self._sum("task = ? AND unit = ? AND opened_at IS NOT NULL", task, terms.unit)
+        now = accounting.epsilon(spent, terms.delta)
+        after = accounting.epsilon(accounting.compose([spent, cost(terms, length)]), terms.delta)
+        if not at_most(after, budget):
+            raise TaskRefused(
+                f"the budget is spent: epsilon {now:.4g} of {budget:g} for each {terms.unit} (delta {terms.delta:g}), "
+                f"and another round would bring it to {after:.4g}",
+                "create a task of another name with more noise, fewer steps or a budget that the privacy officer "
+                "has agreed to; its spend adds to this one's where the same people are learnt from",
+                reason="spent",
+            )
+
+    # -- devices: what we accepted from them
+
+    def accepted(self, device: str, task: str, number: int) -> None:
+        """Charge a device for its upload; once, in the transaction that accepts it."""
+        rows = self._rows(
+            "SELECT unit, accountant, spend FROM round_charges JOIN curves ON curves.digest = curve"
+            " WHERE task = ? AND number = ?",
+            *(task, number),
+        )
+        if not rows:
+            return
+        unit, accountant, spend = rows[0]
+        if not any(unpack(accountant, spend)):
+            return
+        before = self._account(device, task, unit, "accepted")
+        rounds, total = 1, unpack(accountant, spend)
+        if before is not None:
+            rounds, total = before.rounds + 1, accounting.compose([unpack(before.accountant, before.spend), total])
+        self._put(Account(device, task, unit, "accepted", rounds, number, ACCOUNTANT_VERSION, pack(total)))
+
+    def accounts(self, device: str | None = None, task: str | None = None) -> list[Account]:
+        """Every account, by device, task, unit and source."""
+        found = "SELECT * FROM device_spends WHERE (?1 IS NULL OR device = ?1) AND (?2 IS NULL OR task = ?2)"
+        return [Account(*row) for row in self._rows(found, device, task)]
+
+    def _account(self, device: str, task: str, unit: str, source: Source) -> Account | None:
+        found = "SELECT * FROM device_spends WHERE device = ? AND task = ? AND unit = ? AND source = ?"
+        return next((Account(*row) for row in self._rows(found, device, task, unit, source)), None)
+
+    def _put(self, account: Account) -> None:
+        self._db.execute("INSERT OR REPLACE INTO device_spends VALUES (?, ?, ?, ?, ?, ?, ?, ?)", account)
+
+    # -- devices: what they say of themselves
+
+    def report(self, device: str, spent: Spent, frame: bytes, *, enrolled_at: float, now: float) -> list[Alarm]:
+        """Keep a device's ledger and compare it with ours; in a transaction. Returns the alarms that are new.
+
+        Raises UnexpectedMessage "repeat" for a counter that does not grow, MalformedMessage "body" for a curve that is
+        none.
+        """
+        known = self._rows("SELECT counter FROM spent_frames WHERE device = ?", device)
+        if known and spent.counter <= known[0][0]:
+            raise UnexpectedMessage(f"counter {spent.counter} was seen", reason="repeat")
+        _check_curves(spent)
+        row = (device, spent.counter, now, frame)
+        self._db.execute("INSERT OR REPLACE INTO spent_frames VALUES (?, ?, ?, ?)", row)
+        for entry in spent.entries:
+            numbers = (entry.rounds, entry.last_round, entry.accountant)
+            self._put(Account(device, entry.task, entry.unit, "reported", *numbers, entry.curve))
+        return self._compare(device, spent, enrolled_at, now)
+
+    def frame(self, device: str) -> bytes | None:
+        """The newest Spent message of a device, as it signed it."""
+        return next((frame for (frame,) in self._rows("SELECT frame FROM spent_frames WHERE device = ?", device)), None)
+
+    def _compare(self, device: str, spent: Spent, enrolled_at: float, now: float) -> list[Alarm]:
+        said: dict[tuple[str, str], SpentEntry] = {(entry.task, entry.unit): entry for entry in spent.entries}
+        full = len(said) >= MOST_ENTRIES
+        ours = {(a.task, a.unit) for a in self.accounts(device) if a.source == "accepted"}
+        found: dict[tuple[str, str, str], str] = {}
+        for key in ours | set(said):
+            if key not in said and full:
+                continue  # the message has room for the newest tasks alone
+            difference = self._difference(device, key, said.get(key), enrolled_at)
+            if difference is not None:
+                found[key[0], key[1], difference[0]] = difference[1]
+        return self._alarm(device, found, now)
+
+    def _difference(
+        self, device: str, key: tuple[str, str], said: SpentEntry | None, enrolled_at: float
+    ) -> tuple[str, str] | None:
+        """(kind, in words) where the device's account cannot be explained by what was offered to it."""
+        task, unit = key
+        if said is not None and said.accountant != ACCOUNTANT_VERSION:
+            return "other-accountant", f"its accountant is {said.accountant}, ours {ACCOUNTANT_VERSION}"
+        theirs = NOTHING if said is None else unpack(said.accountant, said.curve)
+        mine = self._account(device, task, unit, "accepted")
+        least = NOTHING if mine is None else unpack(mine.accountant, mine.spend)
+        if not _within(least, theirs):
+            rounds = mine.rounds if mine else 0
+            return "charged-less", f"it has charged {said.rounds if said else 0} rounds, {rounds} were accepted from it"
+        if _within(theirs, least):
+            return None
+        carried = self._account(device, task, unit, "carried")
+        before = NOTHING if carried is None else unpack(carried.accountant, carried.spend)
+        # Rounds that it charged for uploads which never came to be accepted: at most all that it was offered.
+        offers, since = self._sum("task = ? AND unit = ? AND offered_at >= ?", task, unit, int(enrolled_at))
+        if _within(theirs, accounting.compose([before, since])):
+            return None
+        known = (carried.rounds if carried else 0) + offers
+        return "charged-more", f"it has charged {said.rounds if said else 0} rounds, {known} at most were offered to it"
+
+    def _alarm(self, device: str, found: dict[tuple[str, str, str], str], now: float) -> list[Alarm]:
+        standing = {(a.task, a.unit, a.kind) for a in self.alarms() if a.device == device and a.standing}
+        self._db.execute("UPDATE ledger_alarms SET standing = 0 WHERE device = ?", (device,))
+        for (task, unit, kind), detail in found.items():
+            self._db.execute(
+                "INSERT INTO ledger_alarms VALUES (?, ?, ?, ?, ?, ?, 1, 1, ?) ON CONFLICT DO UPDATE"
+                " SET at = excluded.at, times = times + 1, standing = 1, detail = excluded.detail",
+                (device, task, unit, kind, now, now, detail),
+            )
+        new = set(found) - standing
+        return [a for a in self.alarms() if a.device == device and (a.task, a.unit, a.kind) in new]
+
+    def alarms(self) -> list[Alarm]:
+        """Every difference that was ever found, the newest first."""
+        rows = self._rows("SELECT * FROM ledger_alarms ORDER BY at DESC, device, task, unit, kind")
+        return [Alarm._make((*row[:7], bool(row[7]), row[8])) for row in rows]
+
+    # -- enrolled anew
+
+    def carry_over(self, device: str) -> tuple[SpentEntry, ...]:
+        """What a device that is enrolled (again) under this name has spent, by all that is known; in the transaction
+        that enrols it. Its own messages are counted anew from here."""
+        best: dict[tuple[str, str], Account] = {}
+        for account in self.accounts(device):
+            if account.accountant == ACCOUNTANT_VERSION:
+                key = (account.task, account.unit)
+                best[key] = _larger(best[key], account) if key in best else account
+        for account in best.values():
+            self._put(account._replace(source="carried"))
+        self._db.execute("DELETE FROM device_spends WHERE device = ? AND source = 'reported'", (device,))
+        self._db.execute("DELETE FROM spent_frames WHERE device = ?", (device,))
+        newest = sorted(best.values(), key=lambda a: (-a.last_round, a.task, a.unit))[:MOST_STATED]
+        return tuple(SpentEntry(a.task, a.unit, *a[4:]) for a in newest)  # type: ignore[arg-type] # a unit's name
+
+    # -- older homes
+
+    def catch_up(self) -> None:
+        """Enter rounds that an older version left, and all of them anew where the accountant has changed; in a
+        transaction. What devices reported by another accountant stays as they said it."""
+        stale = self._rows("SELECT 1 FROM curves WHERE accountant != ? LIMIT 1", ACCOUNTANT_VERSION)
+        if stale:
+            for table in ("round_charges", "curves", "device_spends WHERE source = 'accepted'"):
+                self._db.execute(f"DELETE FROM {table}")
+        missing = self._rows(
+            "SELECT r.task, r.number, r.frame, c.at FROM rounds r LEFT JOIN checkpoints c USING (task, number)"
+            " WHERE NOT EXISTS (SELECT 1 FROM round_charges g WHERE g.task = r.task AND g.number = r.number)"
+            " ORDER BY r.task, r.number"
+        )
+        for task, number, frame, opened_at in missing:
+            offer = unpack_message(frame[PREFIX_BYTES + SIGNATURE_BYTES :], Offer)
+            self.offered(task, number, offer.privacy, offer.length, float(offer.issued_at))
+            if opened_at is not None:
+                self.opened(task, number, opened_at)
+            in_it = "SELECT device FROM uploads WHERE task = ? AND number = ? AND state IN ('accepted', 'summed')"
+            for (device,) in self._rows(in_it, task, number):
+                self.accepted(device, task, number)
+
+
+def _check_curves(spent: Spent) -> None:
+    for entry in spent.entries:
+        if entry.accountant == ACCOUNTANT_VERSION:
+            try:
+                unpack(entry.accountant, entry.curve)
+            except LedgerError as error:
+                raise MalformedMessage(f"task {entry.task}: {error}", reason="body") from error
+
+
+def _within(first: Iterable[float], second: Iterable[float]) -> bool:
+    return all(at_most(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _larger(first: Account, second: Account) -> Account:
+    """An account that bounds both, order by order."""
+    spend = largest(unpack(first.accountant, first.spend), unpack(second.accountant, second.spend))
+    rounds, last = max(first.rounds, second.rounds), max(first.last_round, second.last_round)
+    return first._replace(rounds=rounds, last_round=last, spend=pack(spend))
