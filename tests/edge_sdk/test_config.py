@@ -37,6 +37,8 @@ def test_text_becomes_the_type_of_the_setting(tmp_path):
         ("EDGE_ACTIVE_HOURS", "20"),
         ("EDGE_ACTIVE_HOURS", "20,25"),
         ("EDGE_MAX_EXAMPLES", "0"),
+        ("EDGE_EPOCH_KEY_S", "0"),
+        ("EDGE_EPOCH_KEY_S", "daily"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path, name, value):

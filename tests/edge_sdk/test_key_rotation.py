@@ -27,6 +27,20 @@ from edge_sdk.testing import FakeAggregator
 DAY = 86_400
 
 
+def state_roster(fleet: FleetOfEight, device: str, key: bytes, epoch: int) -> roster.Roster:
+    """A roster in which this is the device's epoch key; among the fleet's blobs from then on."""
+    entries = [msgspec.structs.replace(m.entry, epoch_key=key) if m.name == device else m.entry for m in fleet.members]
+    signed = roster.sign(
+        roster.freeze(entries), fleet.authority, fleet=FLEET, epoch=epoch, beacon=bytes(32), issued_at=NOW,
+        expires_at=NOW + 9 * DAY,
+    )  # fmt: skip
+    fleet.blobs[f"roster/{epoch}"] = signed.to_blob()
+    public = fleet.authority.public_key().public_bytes_raw()
+    return roster.verify(
+        signed.statement, signed.signature, public, fleet=FLEET, entries=signed.entries, now=NOW, min_epoch=1
+    )
+
+
 class Machine:
     """One member's files and what it knows of its fleet. `start` forgets all that is not on the disk."""
 
@@ -51,20 +65,7 @@ class Machine:
     def state(self, key: bytes) -> roster.Roster:
         """The authority names this key of ours in the next roster."""
         self.epoch += 1
-        entries = [msgspec.structs.replace(m.entry, epoch_key=key) if m is self.me else m.entry for m in self.members()]
-        authority = self.fleet.authority
-        signed = roster.sign(
-            roster.freeze(entries), authority, fleet=FLEET, epoch=self.epoch, beacon=bytes(32), issued_at=NOW,
-            expires_at=NOW + 9 * DAY,
-        )  # fmt: skip
-        self.fleet.blobs[f"roster/{self.epoch}"] = signed.to_blob()
-        public = authority.public_key().public_bytes_raw()
-        return roster.verify(
-            signed.statement, signed.signature, public, fleet=FLEET, entries=signed.entries, now=NOW, min_epoch=1
-        )
-
-    def members(self) -> list:
-        return self.fleet.members
+        return state_roster(self.fleet, self.me.name, key, self.epoch)
 
     def hold(self, number: int, known: roster.Roster | None = None, task: str = TASK, **changes: object) -> Offer:
         """An offer that this device verified, as `RoundWork.judge` leaves it."""
@@ -332,6 +333,34 @@ def test_a_client_tells_one_next_key_over_restarts_and_its_status_says_number_an
         assert {key.public_key().public_bytes_raw() for key in secrets_on(tmp_path)} == {
             told[0].key, fake.keys.epoch_public
         }  # fmt: skip
+
+
+def test_a_client_changes_its_key_when_a_verified_roster_names_it_and_then_holds_one_key(tmp_path):
+    fleet, name = FleetOfEight(), "device-1"
+    with FakeAggregator(tmp_path, fleet=FLEET, device=name, authority=fleet.authority) as fake:
+        fleet.members[1].sign, fleet.members[1].epoch = fake.keys.signing, fake.keys.epoch
+        fleet.sign_roster(1, fleet.authority)
+        fake.blobs = fleet.blobs.get
+        before = fake.keys.epoch_public
+        with fake.client(epoch_key_s=3600) as fl:
+            fake.publish_offer(fleet.offer(1, state_roster(fleet, name, before, 1)))
+            assert fake.wait_for(lambda: HeldOffers(open_device_db(tmp_path / "device.db")).of_round(TASK, 1))
+            fake.clock.advance(3600)
+            assert fake.wait_for(lambda: told_to(fake) != [])
+            told = told_to(fake)[0]
+            later = msgspec.structs.replace(
+                fleet.offer(2, state_roster(fleet, name, told.key, told.epoch)), closes_at=NOW + 9000
+            )
+            fake.publish_offer(later)
+            assert fake.wait_for(lambda: fl.status()["epoch_key"]["number"] == 2)
+            assert fake.wait_for(lambda: not fl.status()["epoch_key"]["older_kept"]), "round 1 gave way to round 2"
+            assert [key.public_key().public_bytes_raw() for key in secrets_on(tmp_path)] == [told.key]
+            assert fl.status()["refusals"].get("roster") is None
+            fake.publish_offer(msgspec.structs.replace(later, round=3, secagg=msgspec.structs.replace(
+                later.secagg, statement_hash=(old := state_roster(fleet, name, before, 3)).statement_hash, epoch=3
+            )))  # fmt: skip
+            assert old.epoch == 3
+            assert fake.wait_for(lambda: fl.status()["refusals"].get("roster") == 1), "a key it no longer holds"
 
 
 def test_a_device_database_of_the_version_before_is_taken_over(tmp_path):

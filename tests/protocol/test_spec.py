@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from edge_sdk import device_round, member_duty, round_work
+from aggregator.tasks import TaskSpec
+from edge_sdk import device_round, held_offers, key_rotation, member_duty, round_work
 from edge_sdk.blobs import WINDOW as BLOB_WINDOW
 from edge_sdk.config import COHORT_FLOOR, Config
 from edge_sdk.device_round import LONGEST_ROUND_S
@@ -186,6 +187,19 @@ def test_every_reason_to_refuse_an_offer_is_in_the_table():
 def test_every_reason_to_refuse_an_opening_is_in_the_table():
     stated = {word for row in table("7.5", "reason") for word in re.findall(r"`([a-z-]+)`", row[0])}
     assert stated <= reasons_in(member, member_duty)
+
+
+def test_the_states_of_an_epoch_key_and_its_times_are_those_of_the_code():
+    assert {row[0] for row in table("7.3", "key")} == {"current", "next", "older"}
+    text = section("7.3")
+    assert f"default {Config().epoch_key_s:,.0f} s" in text
+    assert f"every {key_rotation.TELL_AGAIN_S:.0f} s" in text
+    assert f"at most a day ({held_offers.OPENING_S:,} s) after `closes_at`" in section("7.5")
+
+
+def test_no_task_has_an_opening_deadline_beyond_the_time_that_members_keep_a_key_for():
+    allowed = msgspec.json.schema(TaskSpec)["$defs"]["TaskSpec"]["properties"]["opening_s"]["maximum"]
+    assert allowed <= held_offers.OPENING_S
 
 
 def test_a_round_closes_within_seven_days():
