@@ -16,7 +16,8 @@ from edge_sdk.held_offers import HeldOffers
 from edge_sdk.identity.epoch_keys import EpochKeys
 from edge_sdk.protocol.messages import EpochKey
 
-LOOK_S: Final = 5.0
+LOOK_S: Final = 1.0
+AFTER_FAILURE_S: Final = 60.0
 TELL_AGAIN_S: Final = 600.0
 LAST_EPOCH: Final = 2**40
 
@@ -40,6 +41,7 @@ class KeyRotation:
         """`born_at`: when a key of unknown age was made, seconds since 1970; 0: when it is first seen here."""
         self._keys, self._db, self._held, self._device = keys, connection, held, device
         self._epoch_key_s, self._entropy, self._born_at = epoch_key_s, entropy, born_at
+        self._rows: list[tuple[str, int, bytes, int]] = []  # the table as it was last written
         self._ages: dict[bytes, tuple[int, int]] = {}  # public key -> its number and when it was made
         self._newest: int | None = None  # epoch of the newest roster, as the aggregator says; None: it did not say yet
         self._look_at = self._tell_at = float("-inf")
@@ -64,8 +66,9 @@ class KeyRotation:
         `now`: the verified time, seconds since 1970; `tick`: monotonic seconds.
         """
         if tick >= self._look_at:
-            self._look_at = tick + LOOK_S
+            self._look_at = tick + AFTER_FAILURE_S
             self._look(now)
+            self._look_at = tick + LOOK_S
         if self._keys.next is None or self._newest is None or tick < self._tell_at:
             return None
         self._tell_at = tick + TELL_AGAIN_S
@@ -108,15 +111,12 @@ class KeyRotation:
         states = {"older": keys.older, "current": keys.current, "next": keys.next}
         rows = [(state, known[public][0], public, known[public][1]) for state, public in states.items() if public]
         ages = {public: (number, made_at) for _, number, public, made_at in rows}
-        if ages != self._ages or self._states() != {row[0]: row[2] for row in rows}:
+        if rows != self._rows:
             with transaction(self._db):
                 self._db.execute("DELETE FROM epoch_keys")
                 self._db.executemany("INSERT INTO epoch_keys VALUES (?, ?, ?, ?)", rows)
-        self._ages = ages
+        self._rows, self._ages = rows, ages
 
     def _stored(self) -> dict[bytes, tuple[int, int]]:
         rows = self._db.execute("SELECT public, number, made_at FROM epoch_keys")
         return {bytes(public): (int(number), int(made_at)) for public, number, made_at in rows}
-
-    def _states(self) -> dict[str, bytes]:
-        return {str(state): bytes(public) for state, public in self._db.execute("SELECT state, public FROM epoch_keys")}
