@@ -18,6 +18,7 @@ from aggregator.errors import ModelRefused, TaskRefused
 from aggregator.fleet.registry import Registry
 from aggregator.grouping import Grouping, grouping_key, most_groups
 from aggregator.ingest import Ingest
+from aggregator.ledger import Ledger
 from aggregator.offering import Offering
 from aggregator.opening_requests import OpenedGroup
 from aggregator.post import Post
@@ -126,6 +127,7 @@ class Rounds:
         self._store, self._registry, self._ingest = store, registry, ingest
         self._offering, self._releases, self._post = offering, releases, post
         self._clock, self._hook = clock, phase_hook
+        self.ledger = Ledger(store.connection)
         self._open: dict[str, _Live] = {}
         self._requests: dict[tuple[str, int], tuple[list[bytes], list[OpeningNotice]]] = {}
 
@@ -133,6 +135,8 @@ class Rounds:
 
     def restore(self, now: float) -> None:
         """Take up every unfinished round where the tables say it stood."""
+        with self._store.transaction():
+            self.ledger.catch_up()
         for row in self._store.unfinished_rounds():
             live = self._read(row)
             self._open[row.task] = live
@@ -222,8 +226,12 @@ class Rounds:
         taking = any(live.state.phase in TAKING for live in self._open.values())
         try:
             offer, secret, roster = self._offering.offer(task, number, now, devices, may_issue=not taking)
+            self.ledger.check_budget(task.name, offer.privacy, offer.length, tasks.budget(spec))
         except TaskRefused as error:
-            self._set_reason(task, str(error))
+            if error.reason == "spent":
+                self._stop_spent(task, number, now, error)
+            else:
+                self._set_reason(task, str(error))
             return
         self._set_reason(task, "")
         frame = self._post.frame(offer, EVERYBODY)
@@ -231,12 +239,22 @@ class Rounds:
         row = terms.first_row(secret, now)
         with self._store.transaction():
             self._store.add_round(row)
+            self.ledger.offered(*terms.name, offer.privacy, offer.length, offer.issued_at)
             self._audit(now, "offer", task.name, number, **_offered(terms))
         live = self._read(row)
         self._open[task.name] = live
         self._ingest.open_round(terms, live.grouping, now)
         self._moved(live)
         self._publish_offer(live, now)
+
+    def _stop_spent(self, task: TaskRow, number: int, now: float, error: TaskRefused) -> None:
+        """The round that is not offered would take the task over its budget: it ends here, and says so."""
+        why = f"{error}; {error.hint}"
+        with self._store.transaction():
+            self._store.set_task(task.name, status="spent", reason=why)
+            self._audit(now, "task-spent", task.name, number, reason=str(error))
+            self._store.log(now, "spent", task.name, number, reason=why)
+        log.warning("task %s ends: %s", task.name, why)
 
     def _set_reason(self, task: TaskRow, reason: str) -> None:
         if reason != task.reason:
@@ -284,12 +302,8 @@ class Rounds:
                     stats=stats,
                 )
             if moved:
-                facts: dict[str, Any] = {
-                    "phase": state.phase.value,
-                    "devices": len(state.accepted),
-                    "reason": state.reason,
-                }
-                self._audit(now, "phase", *live.terms.name, **facts)
+                said: dict[str, Any] = {"phase": state.phase.value, "reason": state.reason}
+                self._audit(now, "phase", *live.terms.name, devices=len(state.accepted), **said)
         live.state, live.stats = state, stats
         live.owed.extend(action for action in owed if action not in live.owed)
         if moved:
@@ -390,6 +404,7 @@ class Rounds:
         task, number = live.terms.name
         self._store.add_checkpoint(sha256, task=task, number=number, parent=parent, metrics={}, at=self._clock())
         self._store.set_task(task, checkpoint=sha256)
+        self.ledger.opened(task, number, self._clock())
         spent = {name: live.stats.get(name) for name in ("devices", "unit", "epsilon", "delta", "rounds")}
         self._audit(self._clock(), "sum-opened", task, number, sha256=sha256, parent=parent, **spent)
 
@@ -480,6 +495,7 @@ class Rounds:
 
         def accept() -> None:
             self._ingest.accept(done.upload, verified.shares)
+            self.ledger.accepted(device, *live.terms.name)
             facts: dict[str, Any] = {"device": device, "upload": done.upload.hex(), "bytes": len(verified.residues)}
             self._audit(now, "upload", *live.terms.name, **facts)
 
