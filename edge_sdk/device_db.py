@@ -38,6 +38,15 @@ MIGRATIONS: Final = (
     CREATE TABLE epoch_keys (
         state TEXT PRIMARY KEY, number INTEGER NOT NULL, public BLOB NOT NULL, made_at INTEGER NOT NULL);
     """,
+    """
+    CREATE TABLE journal (n INTEGER PRIMARY KEY, entry BLOB NOT NULL, head BLOB NOT NULL);
+    CREATE TABLE journal_heads (
+        size INTEGER PRIMARY KEY, head BLOB NOT NULL, time INTEGER NOT NULL, signature BLOB NOT NULL,
+        key BLOB NOT NULL);
+    CREATE TABLE seen_heads (
+        size INTEGER NOT NULL, head BLOB NOT NULL, time INTEGER NOT NULL, signature BLOB NOT NULL,
+        conflict INTEGER NOT NULL, PRIMARY KEY (size, head));
+    """,
 )
 
 TIME_FLOOR: Final = "time-floor"  # it is at least as late as this
