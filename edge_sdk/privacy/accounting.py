@@ -9,9 +9,8 @@ approximation by having none: it is too small by up to 12 times.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from itertools import pairwise
 from typing import Final
 
 Spend = tuple[float, ...]
@@ -23,8 +22,12 @@ ORDERS: Final[tuple[float, ...]] = (
 )
 ACCOUNTANT_VERSION: Final = 1  # of ORDERS and what a stored spend means
 NOTHING: Final[Spend] = (0.0,) * len(ORDERS)
-# Renyi orders between two of ORDERS that the conversion also tries, as fractions of the way.
-_BETWEEN: Final = (0.0, 0.25, 0.5, 0.75)
+# The orders that Opacus 1.6 and dp-accounting 0.6 both convert from. Further ones would give smaller figures that are
+# valid too (below epsilon 0.3), but of two upper bounds the larger is charged.
+_BOTH: Final = frozenset(order for order in ORDERS if order < 11 or 12 <= order <= 63)
+# Above this epsilon the two begin to differ by more than 2 %, as dp-accounting leaves out each fractional order whose
+# series has not settled: from here on whole orders alone count, which is never below either.
+WHOLE_ORDERS_ABOVE: Final = 16.0
 
 
 def subsampled_gaussian(q: float, noise_multiplier: float, steps: int) -> Spend:
@@ -66,18 +69,21 @@ def skellam(l2: float, l1: float, variance: float, steps: int = 1) -> Spend:
 def subsampled_skellam(q: float, l2: float, l1: float, variance: float, steps: int = 1) -> Spend:
     """Skellam noise on a sum of Poisson-sampled units: each unit is in it with probability q, secretly.
 
-    Zhu, Wang 2019 (Poisson Subsampled Renyi Differential Privacy, theorem 6), which holds for any mechanism at integer
-    orders; between them the chord of (order - 1) * bound. Raises ValueError.
+    For neighbours with and without a unit, P and Q are the noise at two integer points. D((1-q)P + qQ || P) at an
+    integer order is the binomial sum of Mironov, Talwar, Zhang 2019 (arXiv 1908.10530, equation 3) over the unsampled
+    divergences. The other direction is never larger: Skellam noise is symmetric, so a reflection swaps P and Q, which
+    is all that their theorem 5 needs (docs/privacy.md has the proof). No factor 3 as for any mechanism (Zhu, Wang
+    2019, theorem 6). Between integer orders the chord of (order - 1) * bound. Raises ValueError.
     """
     if not 0 <= q <= 1:
         raise ValueError(f"impossible mechanism: q={q}")
-    whole = skellam(l2, l1, variance, 1)
-    if q == 0 or steps == 0 or not any(whole):
+    whole = skellam(l2, l1, variance, steps)
+    if q == 0 or not any(whole):
         return NOTHING
     if q == 1 or variance == 0:
-        return skellam(l2, l1, variance, steps)
-    l1 = min(l1, l2 * l2)
-    return tuple(steps * _sampled_skellam_order(q, order, l2, l1, variance) for order in ORDERS)
+        return whole
+    noise = (l2, min(l1, l2 * l2), variance)
+    return tuple(steps * _chord(order, lambda k: _sampled_skellam_log(q, k, *noise)) for order in ORDERS)
 
 
 def compose(spends: Iterable[Spend]) -> Spend:
@@ -91,14 +97,18 @@ def compose(spends: Iterable[Spend]) -> Spend:
 def epsilon(spend: Spend, delta: float) -> float:
     """The smallest epsilon that holds at `delta`; infinity where there is none.
 
-    Canonne, Kamath, Steinke 2020 (arXiv 2004.00010), proposition 12. Raises ValueError for a delta outside (0, 1).
+    Canonne, Kamath, Steinke 2020 (arXiv 2004.00010), proposition 12, over the orders that both reference libraries
+    try; above WHOLE_ORDERS_ABOVE over the whole ones. Raises ValueError for a delta outside (0, 1).
     """
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie between 0 and 1, not {delta}")
     if not any(spend):
         return 0.0
-    bounds = [_convert(order, rdp, delta) for order, rdp in _orders(spend) if math.isfinite(rdp)]
-    return max(0.0, min(bounds, default=math.inf))
+    bounds = {o: _convert(o, rdp, delta) for o, rdp in zip(ORDERS, spend, strict=True) if o in _BOTH and rdp < math.inf}
+    least = min(bounds.values(), default=math.inf)
+    if least > WHOLE_ORDERS_ABOVE:
+        least = min((bound for order, bound in bounds.items() if order.is_integer()), default=math.inf)
+    return max(0.0, least)
 
 
 def analytic_gaussian_delta(noise_multiplier: float, epsilon: float, steps: int = 1) -> float:
@@ -145,18 +155,26 @@ def _bisect(holds: Callable[[float], bool], high: float) -> float:
 def _sampled_order(q: float, z: float, order: float) -> float:
     if q == 1:
         return order / (2 * z * z)
-    terms = _sum_terms(q, z, int(order)) if order.is_integer() else _integral_terms(q, z, order)
-    top = max(terms)
-    # The sum is at least 1; rounding must not make a spend negative.
-    return max(0.0, top + math.log(math.fsum(math.exp(term - top) for term in terms))) / (order - 1)
+    if order.is_integer():
+        return _binomial_log(q, int(order), lambda k: (k * k - k) / (2 * z * z)) / (order - 1)
+    return _log_sum(_integral_terms(q, z, order)) / (order - 1)
 
 
-def _sum_terms(q: float, z: float, order: int) -> list[float]:
+def _binomial_log(q: float, order: int, moment: Callable[[int], float]) -> float:
+    """log of the expectation of (1 - q + q Q/P)^order under P, where `moment(k)` is that of (Q/P)^k, k >= 2."""
     log_q, log_p = math.log(q), math.log1p(-q)
-    return [
-        choose + k * log_q + (order - k) * log_p + (k * k - k) / (2 * z * z)
-        for k, choose in enumerate(_log_binomials(order))
-    ]
+    return _log_sum(
+        [
+            choose + k * log_q + (order - k) * log_p + (moment(k) if k >= 2 else 0.0)
+            for k, choose in enumerate(_log_binomials(order))
+        ]
+    )
+
+
+def _log_sum(terms: list[float]) -> float:
+    """The sum is at least 1; rounding must not make a spend negative."""
+    top = max(terms)
+    return max(0.0, top + math.log(math.fsum(math.exp(term - top) for term in terms)))
 
 
 def _integral_terms(q: float, z: float, order: float) -> list[float]:
@@ -184,52 +202,31 @@ def _log_binomials(order: int) -> tuple[float, ...]:
     return tuple(whole - math.lgamma(k + 1) - math.lgamma(order - k + 1) for k in range(order + 1))
 
 
-def _sampled_skellam_order(q: float, order: float, l2: float, l1: float, variance: float) -> float:
-    low = math.floor(order)
-    at_low, at_high = (_sampled_skellam_log(q, k, l2, l1, variance) if k > 1 else 0.0 for k in (low, low + 1))
-    amplified = (at_low + (order - low) * (at_high - at_low)) / (order - 1)
-    # Sampling never costs: the bound without it holds too.
-    return min(amplified, _skellam_order(order, l2, l1, variance))
-
-
-@lru_cache(maxsize=1 << 12)
+@lru_cache(maxsize=1 << 14)
 def _sampled_skellam_log(q: float, order: int, l2: float, l1: float, variance: float) -> float:
     """(order - 1) times the divergence at an integer order of at least 2."""
-    log_q, log_p = math.log(q), math.log1p(-q)
-    terms = [(order - 1) * log_p + math.log(order * q - q + 1)]
-    for k, choose in enumerate(_log_binomials(order)):
-        if k >= 2:
-            factor = math.log(3) if k > 2 else 0.0
-            divergence = (k - 1) * _skellam_integer(k, l2, l1, variance)
-            terms.append(factor + choose + k * log_q + (order - k) * log_p + divergence)
-    top = max(terms)
-    return max(0.0, top + math.log(math.fsum(math.exp(term - top) for term in terms)))
+    return _binomial_log(q, order, lambda k: (k - 1) * _skellam_integer(k, l2, l1, variance))
+
+
+def _chord(order: float, log_at: Callable[[int], float]) -> float:
+    """The bound at `order` from (order - 1) * bound at integer orders, which is convex (van Erven, Harremoes 2014).
+
+    A chord lies above a convex function.
+    """
+    low = math.floor(order)
+    at_low = log_at(low) if low > 1 else 0.0
+    if order == low:
+        return at_low / (order - 1)
+    return (at_low + (order - low) * (log_at(low + 1) - at_low)) / (order - 1)
 
 
 def _skellam_order(order: float, l2: float, l1: float, variance: float) -> float:
-    """The theorem holds at integer orders; in between, the chord of (order - 1) * bound (see `_orders`)."""
-    low = math.floor(order)
-    at_low, at_high = ((k - 1) * _skellam_integer(k, l2, l1, variance) for k in (low, low + 1))
-    return (at_low + (order - low) * (at_high - at_low)) / (order - 1)
+    return _chord(order, lambda k: (k - 1) * _skellam_integer(k, l2, l1, variance))
 
 
 def _skellam_integer(order: int, l2: float, l1: float, variance: float) -> float:
     first = ((2 * order - 1) * l2 * l2 + 6 * l1) / (4 * variance * variance)
     return order * l2 * l2 / (2 * variance) + min(first, 3 * l1 / (2 * variance))
-
-
-def _orders(spend: Spend) -> Iterator[tuple[float, float]]:
-    """(order, bound) for ORDERS and between them, where (order - 1) * bound is convex (van Erven, Harremoes 2014).
-
-    A chord lies above a convex function, so every pair is a bound.
-    """
-    known = [(1.0, 0.0), *((order, (order - 1) * rdp) for order, rdp in zip(ORDERS, spend, strict=True))]
-    for (low, at_low), (high, at_high) in pairwise(known):
-        for fraction in _BETWEEN:
-            order = low + fraction * (high - low)
-            if order > 1 and math.isfinite(at_high):
-                yield order, (at_low + fraction * (at_high - at_low)) / (order - 1)
-    yield known[-1][0], spend[-1]
 
 
 def _convert(order: float, rdp: float, delta: float) -> float:

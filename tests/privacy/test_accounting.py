@@ -14,6 +14,7 @@ import pytest
 from edge_sdk.privacy.accounting import (
     NOTHING,
     ORDERS,
+    WHOLE_ORDERS_ABOVE,
     analytic_gaussian_delta,
     analytic_gaussian_epsilon,
     calibrate,
@@ -22,6 +23,7 @@ from edge_sdk.privacy.accounting import (
     gaussian,
     skellam,
     subsampled_gaussian,
+    subsampled_skellam,
 )
 
 DELTA = 1e-5
@@ -75,7 +77,7 @@ def google_pld(q, z, steps):
 
 
 def test_the_spend_at_every_order_is_that_of_opacus():
-    for q, z, steps in GRID:
+    for q, z, steps in GRID[::4]:
         orders = [order for order in ORDERS if order <= 256]
         ours = np.array(subsampled_gaussian(q, z, steps)[: len(orders)])
         # Opacus' series does not settle at the smallest orders with little noise; it settles where the sum does.
@@ -84,13 +86,22 @@ def test_the_spend_at_every_order_is_that_of_opacus():
 
 
 @pytest.mark.parametrize(("q", "z", "steps"), GRID)
-def test_epsilon_agrees_with_both_references_where_their_orders_reach(q, z, steps):
+def test_both_references_and_ours_agree_within_two_percent_and_beyond_that_the_larger_is_charged(q, z, steps):
     ours = epsilon(subsampled_gaussian(q, z, steps), DELTA)
     theirs, second = opacus_epsilon(q, z, steps), google_rdp(q, z, steps)
-    assert ours <= 1.02 * min(theirs, second)
-    if 0.2 < ours < 13:
-        assert ours >= 0.995 * theirs
-        assert ours >= 0.99 * second
+    if 0.3 <= ours <= WHOLE_ORDERS_ABOVE:
+        assert max(ours, theirs, second) <= 1.02 * min(ours, theirs, second)
+    assert ours >= theirs * (1 - 1e-6)
+    if abs(theirs - second) > 0.02 * min(theirs, second):
+        assert ours >= max(theirs, second) * (1 - 1e-6)
+
+
+@pytest.mark.parametrize(("q", "z", "steps"), [(0.5, 8, 3000), (0.3, 0.5, 1000), (0.61, 3.64, 267)])
+def test_where_the_references_differ_the_larger_is_charged(q, z, steps):
+    ours = epsilon(subsampled_gaussian(q, z, steps), DELTA)
+    theirs, second = opacus_epsilon(q, z, steps), google_rdp(q, z, steps)
+    assert second > 1.02 * theirs
+    assert ours >= second * (1 - 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +109,7 @@ def test_epsilon_agrees_with_both_references_where_their_orders_reach(q, z, step
 )
 def test_epsilon_is_never_below_the_exact_one(q, z, steps):
     ours, exact = epsilon(subsampled_gaussian(q, z, steps), DELTA), google_pld(q, z, steps)
-    assert exact <= ours <= 1.8 * exact
+    assert exact <= ours <= 1.9 * exact
 
 
 @pytest.mark.parametrize("steps", [1, 30])
@@ -142,6 +153,39 @@ def test_the_skellam_spend_bounds_the_true_divergence_and_is_close(variance, shi
     for order in (2.0, 3.0, 5.5, 8.0):
         true, ours = skellam_renyi(order, shift, variance), spend[ORDERS.index(order)]
         assert true <= ours <= 1.3 * true
+
+
+def sampled_skellam_renyi(q, order, shift, variance):
+    """The slow oracle: both directions between the noise and its mixture with a shifted copy, the larger."""
+    from scipy.special import ive
+
+    reach = int(20 * math.sqrt(variance)) + order * shift
+    k = np.arange(-reach, reach + shift + 1)
+    log_p, log_s = np.log(ive(np.abs(k), variance)), np.log(ive(np.abs(k - shift), variance))
+    kept = np.isfinite(log_p) & np.isfinite(log_s)
+    log_p = log_p[kept]
+    log_mix = np.logaddexp(math.log1p(-q) + log_p, math.log(q) + log_s[kept])
+    sums = (order * log_mix + (1 - order) * log_p, order * log_p + (1 - order) * log_mix)
+    return max(terms.max() + math.log(np.exp(terms - terms.max()).sum()) for terms in sums) / (order - 1)
+
+
+@pytest.mark.parametrize("q", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize(("shift", "deviations"), [(1, 1.0), (1, 5.0), (2, 2.0), (4, 2.0), (4, 5.0)])
+def test_the_sampled_skellam_spend_bounds_the_true_divergence(q, shift, deviations):
+    variance = (deviations * shift) ** 2
+    spend = subsampled_skellam(q, shift, shift * shift, variance)
+    for order in (2, 3, 5, 10, 20):
+        true, ours = sampled_skellam_renyi(q, order, shift, variance), spend[ORDERS.index(float(order))]
+        assert true * (1 - 1e-9) <= ours
+        if variance >= 100 * order:
+            assert ours <= 1.05 * true
+
+
+@pytest.mark.parametrize(("q", "z", "steps"), [(0.01, 1.0, 300), (0.05, 1.4, 200), (0.3, 3.0, 30)])
+def test_a_finely_quantised_sampled_skellam_spends_what_dp_sgd_spends(q, z, steps):
+    ours = epsilon(subsampled_skellam(q, 1e5, 1e8, (z * 1e5) ** 2, steps), DELTA)
+    assert ours == pytest.approx(opacus_epsilon(q, z, steps), rel=0.03)
+    assert ours >= google_pld(q, z, steps)
 
 
 def test_a_finely_quantised_skellam_spends_what_the_gaussian_spends():
