@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -30,14 +30,16 @@ class TrainingFailed(Exception):
 class TrainingPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How one round trains.
 
-    unit: "record" clips each record's gradient to `max_grad_norm`; "device" trains plainly, and the whole
-        update is clipped and noised later, in protection.
-    placement, for the record unit: "local" adds noise of `noise_multiplier` times the clip at every step here;
-        "shared" takes one step and returns the sum of the clipped gradients, which is noised in protection.
-    batch_size: expected records a step. The record unit divides each step's sum by it.
-    sample_rate, for the record unit: each record is drawn with this probability, independently. Where privacy counts
-        it is given, with a batch_size that does not depend on the records: a rate or divisor made from their number
-        would betray it. None: batch_size / records.
+    unit: "record" clips each record's gradient to `max_grad_norm`; "customer" clips the summed gradient of all drawn
+        examples of one subject to it; "device" trains plainly, and the whole update is clipped and noised later, in
+        protection.
+    placement, for record and customer: "local" adds noise of `noise_multiplier` times the clip at every step here;
+        "shared" takes one step and returns minus the sum of the clipped gradients, which is noised in protection.
+    batch_size: expected units a step (device unit: records a step). Record and customer divide each step's sum by it.
+    per_customer: a subject with more examples gives so many of them, chosen anew at each step.
+    sample_rate, for record and customer: each unit is drawn with this probability, independently. Where privacy counts
+        it is given, with a batch_size that does not depend on the data: a rate or divisor made from the number of
+        units would betray it. None: batch_size / units.
     """
 
     unit: Unit
@@ -101,6 +103,9 @@ class Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     steps: int
 
 
+Engine = Literal["plain", "bookkeeping", "hooks"]
+
+
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the accountant needs: rate, noise multiplier of what was added *here*, steps taken."""
 
@@ -116,6 +121,7 @@ class Done(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="f
     sampling: Sampling
     loss: float
     records: int
+    engine: Engine
 
     def __repr__(self) -> str:
         return f"Done(sampling={self.sampling}, ...)"
@@ -137,12 +143,14 @@ class TrainResult(msgspec.Struct, frozen=True):
 
     For the shared placement the update is minus the sum of clipped gradients, not yet divided or noised. Nothing
     here may leave the device as it is: protection clips, noises and masks it; `loss` and `records` are exact.
+    `engine` tells how gradients were clipped: "hooks" is the slow way, for layers that book-keeping does not know.
     """
 
     update: npt.NDArray[np.float32]
     sampling: Sampling
     loss: float
     records: int
+    engine: Engine = "plain"
 
     def __repr__(self) -> str:
         return f"TrainResult(sampling={self.sampling}, ...)"
@@ -159,14 +167,13 @@ def job(
 ) -> Job:
     """Check and pack. Raises TrainingFailed for an empty data set or an impossible plan."""
     check_plan(plan)
+    check_subjects(plan, None if subjects is None else subjects.shape, len(labels))
     if len(labels) == 0:
         raise TrainingFailed("no-examples", "there are no examples to train on: wait until some are recorded")
     for name, array in features.items():
         if len(array) != len(labels):
             raise TrainingFailed("wrong-shape", f"{name!r} has {len(array)} rows for {len(labels)} labels")
     packed = {name: Tensor.of(array) for name, array in features.items()}
-    if subjects is not None and subjects.shape != (len(labels),):
-        raise TrainingFailed("wrong-shape", f"{subjects.shape} subjects do not fit {len(labels)} labels")
     return Job(model, packed, Tensor.of(labels), None if subjects is None else Tensor.of(subjects), plan, key)
 
 
@@ -179,10 +186,20 @@ def check_plan(plan: TrainingPlan) -> None:
         raise TrainingFailed("plan", "a sampling rate is above 0 and at most 1")
     if plan.steps < 1 or plan.batch_size < 1 or not 0 <= plan.noise_multiplier < math.inf:
         raise TrainingFailed("plan", "a plan needs at least one step, one record a batch and a noise of 0 or more")
-    local_record = plan.unit == "record" and plan.placement == "local"
-    if local_record and plan.noise_multiplier == 0 and not plan.insecure_without_noise:
-        raise TrainingFailed("no-noise", "the record unit needs noise: set a noise multiplier above 0")
-    if not local_record and plan.noise_multiplier != 0:
-        raise TrainingFailed("plan", "noise is added here only for the record unit with local placement")
-    if plan.placement == "shared" and (plan.unit, plan.steps) != ("record", 1):
-        raise TrainingFailed("plan", "shared placement is one step of the record unit")
+    if plan.per_customer < 1:
+        raise TrainingFailed("plan", "a customer gives at least one example a step: raise per_customer")
+    local = plan.unit != "device" and plan.placement == "local"
+    if local and plan.noise_multiplier == 0 and not plan.insecure_without_noise:
+        raise TrainingFailed("no-noise", f"the {plan.unit} unit needs noise: set a noise multiplier above 0")
+    if not local and plan.noise_multiplier != 0:
+        raise TrainingFailed("plan", "noise is added here only for record and customer with local placement")
+    if plan.placement == "shared" and plan.unit != "device" and plan.steps != 1:
+        raise TrainingFailed("plan", "shared placement is one step of the record or customer unit")
+
+
+def check_subjects(plan: TrainingPlan, shape: tuple[int, ...] | None, records: int) -> None:
+    """Raise TrainingFailed for a customer unit without subjects, and for subjects that do not fit the records."""
+    if plan.unit == "customer" and shape is None:
+        raise TrainingFailed("no-subjects", "the customer unit needs to know whose each example is: record a subject")
+    if shape is not None and shape != (records,):
+        raise TrainingFailed("wrong-shape", f"{shape} subjects do not fit {records} labels")

@@ -21,6 +21,7 @@ from edge_sdk.artifact.errors import WrongVector
 from edge_sdk.artifact.graph import Model, Node, parse
 from edge_sdk.artifact.names import LOSS, LOSSES, trainable_tensors
 from edge_sdk.artifact.safety import check_parsed
+from edge_sdk.training.jobs import TrainingFailed
 from edge_sdk.training.pure_ops import operation, padded, unsupported
 
 Vector = npt.NDArray[np.float32]
@@ -37,6 +38,19 @@ class Elementwise(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Shape of x."""
         return x + self.weight if self.adds else x * self.weight
+
+    def by_example(self, gradient: torch.Tensor) -> torch.Tensor:
+        """[B, *weight]: `gradient` [B, ...] of each example, added up over the axes that the weight is broadcast to.
+
+        Raises TrainingFailed where the weight spans the batch.
+        """
+        weight = self.weight
+        if weight.dim() >= gradient.dim() and weight.shape[-gradient.dim()] != 1:
+            raise TrainingFailed("wrong-shape", "a weight that spans the batch cannot be trained by record")
+        shape = (1,) * (gradient.dim() - weight.dim()) + tuple(weight.shape)
+        summed = [axis for axis in range(1, gradient.dim()) if shape[axis] == 1]
+        reduced = gradient.sum(summed, keepdim=True) if summed else gradient
+        return reduced.reshape(len(gradient), *weight.shape)
 
 
 @dataclass(frozen=True)

@@ -188,4 +188,5 @@ class Trainer:
 def _result(reply: Done) -> TrainResult:
     if len(reply.update) % 4:
         raise TrainingFailed("worker-died", "the training process sent a broken update")
-    return TrainResult(np.frombuffer(reply.update, "<f4").astype(np.float32), reply.sampling, reply.loss, reply.records)
+    update = np.frombuffer(reply.update, "<f4").astype(np.float32)
+    return TrainResult(update, reply.sampling, reply.loss, reply.records, reply.engine)

@@ -99,8 +99,11 @@ def _train(job: Job, requests: Requests, replies: int) -> Reply:
 
     module = GraphModule(job.model)
     features = {name: tensor.array() for name, tensor in job.features.items()}
-    result = train(module, features, job.labels.array(), plan=job.plan, key=job.key, on_step=on_step)
-    return Done(result.update.astype("<f4").tobytes(), result.sampling, result.loss, result.records)
+    subjects = None if job.subjects is None else job.subjects.array()
+    result = train(module, features, job.labels.array(), plan=job.plan, key=job.key, on_step=on_step, subjects=subjects)
+    if result.engine == "hooks":
+        sys.stderr.write("training: this model has a layer that only Opacus' hooks can clip: slow\n")
+    return Done(result.update.astype("<f4").tobytes(), result.sampling, result.loss, result.records, result.engine)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.training.dp_sgd import loss_sum, train
 from edge_sdk.training.jobs import TrainingFailed, TrainingPlan
 from edge_sdk.training.module import GraphModule
+from edge_sdk.training.noise import normal
 from edge_sdk.training.secure_random import SecretStream
 
 FIELDS = tuple(NumberField(name) for name in "abc")
@@ -81,21 +82,15 @@ def test_steps_without_noise_are_those_of_the_loop(name):
     for _ in range(4):
         rows = stream.poisson_sample(60, 20 / 60)
         step = clipped_sum(oracle, y, rows, 0.5)
-        stream_after_noise(stream, oracle)
         # The expected batch size divides, not the number that came.
         oracle.load_vector((oracle.update_vector() - 0.3 * step / 20).astype(np.float32))
     np.testing.assert_allclose(run(name, plan).update, oracle.update_vector() - start, atol=1e-5)
 
 
-def stream_after_noise(stream, module):
-    for parameter in module.parameters():
-        stream.normal(parameter.numel())
-
-
 def test_a_large_batch_in_several_passes_gives_the_same_sum(monkeypatch):
     plan = TrainingPlan("record", 0.3, 2, 30, 0.5, 0.8)
     whole = run("binary", plan).update
-    monkeypatch.setattr("edge_sdk.training.dp_sgd._GRADIENT_NUMBERS", 31 * 4)
+    monkeypatch.setattr("edge_sdk.training.private_steps._HELD_NUMBERS", 31 * 4)
     np.testing.assert_allclose(run("binary", plan).update, whole, atol=1e-5)
 
 
@@ -113,10 +108,9 @@ def test_an_empty_batch_is_a_step_of_noise_only():
     empty = next(k for k in range(256) if len(SecretStream(bytes([k]) * 32).poisson_sample(60, 1 / 60)) == 0)
     stream = SecretStream(bytes([empty]) * 32)
     stream.poisson_sample(60, 1 / 60)
-    module = fresh(BINARY)
-    noise = [-2.0 * stream.normal(parameter.numel()) for parameter in module.parameters()]
+    noise = -2.0 * normal(stream, len(fresh(BINARY).update_vector()))
     result = run("binary", plan, bytes([empty]) * 32)
-    assert np.sort(result.update) == pytest.approx(np.sort(np.concatenate(noise)), abs=1e-5)
+    assert np.sort(result.update) == pytest.approx(np.sort(noise), abs=1e-5)
 
 
 def test_two_keys_give_two_results_and_one_key_gives_one():
@@ -202,11 +196,11 @@ def test_a_plan_that_would_be_unsafe_or_impossible_is_refused(plan, reason):
 def test_the_stream_is_the_cipher_and_its_draws_have_their_distributions():
     stream = SecretStream(bytes(32))
     assert stream.words(1).tobytes().hex() == "dc95c078a2408989"  # AES-256 of zero under zero, first 8 bytes
-    normal = stream.normal(200_001)
-    assert normal.size == 200_001
-    assert abs(normal.mean()) < 4 / np.sqrt(normal.size)
-    assert normal.std() == pytest.approx(1, abs=4 / np.sqrt(2 * normal.size))
-    assert np.mean(np.abs(normal) > 3) == pytest.approx(0.0027, abs=4 * np.sqrt(0.0027 / normal.size))
+    draws = normal(stream, 200_001)
+    assert draws.size == 200_001
+    assert abs(draws.mean()) < 4 / np.sqrt(draws.size)
+    assert draws.std() == pytest.approx(1, abs=4 / np.sqrt(2 * draws.size))
+    assert np.mean(np.abs(draws) > 3) == pytest.approx(0.0027, abs=4 * np.sqrt(0.0027 / draws.size))
     sizes = [len(stream.poisson_sample(100, 0.2)) for _ in range(2000)]
     assert np.mean(sizes) == pytest.approx(20, abs=4 * 4 / np.sqrt(2000))
     assert np.var(sizes) == pytest.approx(16, rel=0.15)

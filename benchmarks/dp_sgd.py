@@ -1,0 +1,223 @@
+"""What private training costs beside plain SGD: CPU time per epoch at 300,000 weights, one thread.
+
+    python benchmarks/dp_sgd.py [--json] [--repeats 7] [--epochs 3]
+
+Two models, a tabular perceptron and a text model (embedding, convolution), about 2,000 examples, 64 expected a step.
+`plain` is torch.optim.SGD on the same rebuilt module; record, customer (4 examples each) and device go through
+edge_sdk.training.dp_sgd.train with sampling, noise and steps; device also clips and noises its update once a job, as
+protection does. `opacus_hooks` is Opacus' PrivacyEngine as shipped (fast generator). All take turns within each repeat,
+and the median of each is divided by plain's. The time of the first loss, which every job measures once, is taken out by
+subtracting a job of one step (device: without the clip and noise at its end) from a job of all. Each figure without a model's name is the worse model's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from edge_sdk.privacy.mechanism import SkellamSampler, clip_l2  # noqa: E402 # the path makes a clone work as it is
+from edge_sdk.protocol.secagg.keystream import Keystream  # noqa: E402 # as above
+from edge_sdk.training.dp_sgd import train  # noqa: E402 # as above
+from edge_sdk.training.jobs import TrainingPlan  # noqa: E402 # as above
+from edge_sdk.training.losses import Batches, loss_sum  # noqa: E402 # as above
+from edge_sdk.training.module import GraphModule  # noqa: E402 # as above
+
+EXAMPLES, BATCH, EACH = 2048, 64, 4
+STEPS = EXAMPLES // BATCH
+RATE, CLIP, NOISE = 0.05, 1.0, 1.0
+KEY = bytes(range(32))
+Model = tuple[bytes, dict[str, Any], Any]
+
+
+def graph(nodes: list[Any], weights: dict[str, Any], constants: dict[str, Any], kind: int, width: int) -> bytes:
+    """ONNX bytes from "features" [B, width] to "logits" [B, 2]."""
+    made = helper.make_graph(
+        nodes,
+        "bench",
+        [helper.make_tensor_value_info("features", kind, ["b", width])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in {**weights, **constants}.items()],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    names = msgspec.json.encode(list(weights)).decode()
+    helper.set_model_props(model, {"fl.trainable": names, "fl.loss": "cross_entropy"})
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def tabular(rng: np.random.Generator) -> Model:
+    """64 columns, two hidden layers of 512: 297,474 weights."""
+    widths = [64, 512, 512, 2]
+    nodes, weights, value = [], {}, "features"
+    for layer in range(3):
+        rows, columns, output = widths[layer + 1], widths[layer], "logits" if layer == 2 else f"h{layer}"
+        weights[f"w{layer}"] = (rng.normal(size=(rows, columns)) / np.sqrt(columns)).astype(np.float32)
+        weights[f"c{layer}"] = np.zeros(rows, np.float32)
+        nodes.append(helper.make_node("Gemm", [value, f"w{layer}", f"c{layer}"], [output], transB=1))
+        if layer < 2:
+            nodes.append(helper.make_node("Relu", [output], [f"r{layer}"]))
+            value = f"r{layer}"
+    x = rng.normal(size=(EXAMPLES, 64)).astype(np.float32)
+    return graph(nodes, weights, {}, TensorProto.FLOAT, 64), {"features": x}, (x[:, 0] > x[:, 1]).astype(np.int64)
+
+
+def text(rng: np.random.Generator) -> Model:
+    """64 words of 4,500, embedded in 64, a convolution of width 3 to 64 channels, maximum over time: 300,482 weights."""
+    weights = {
+        "e": (rng.normal(size=(4500, 64)) * 0.5).astype(np.float32),
+        "k": (rng.normal(size=(64, 64, 3)) / 14).astype(np.float32),
+        "kb": np.zeros(64, np.float32),
+        "w": (rng.normal(size=(2, 64)) / 8).astype(np.float32),
+        "c": np.zeros(2, np.float32),
+    }
+    nodes = [
+        helper.make_node("Gather", ["e", "features"], ["g"]),
+        helper.make_node("Transpose", ["g"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("Conv", ["t", "k", "kb"], ["h"], kernel_shape=[3], pads=[1, 1]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("ReduceMax", ["r", "axis"], ["m"], keepdims=0),
+        helper.make_node("Gemm", ["m", "w", "c"], ["logits"], transB=1),
+    ]
+    x = (4500 * rng.random((EXAMPLES, 64)) ** 2).astype(np.int64)
+    constants = {"axis": np.array([2], np.int64)}
+    return graph(nodes, weights, constants, TensorProto.INT64, 64), {"features": x}, rng.integers(0, 2, EXAMPLES)
+
+
+def plain(model: Model, steps: int) -> None:
+    """What a device without privacy would run."""
+    module, data = GraphModule(model[0]), _batches(model)
+    optimizer, rng = torch.optim.SGD(module.parameters(), lr=RATE), np.random.default_rng(1)
+    for _ in range(steps):
+        features, labels = data.take(rng.integers(0, EXAMPLES, BATCH))
+        optimizer.zero_grad()
+        (loss_sum(module.loss_name, module(features), labels) / BATCH).backward()
+        optimizer.step()
+
+
+def ours(unit: str) -> Callable[[Model, int], None]:
+    """One of our units."""
+    subjects = np.arange(EXAMPLES) // EACH if unit == "customer" else None
+    batch = BATCH // EACH if unit == "customer" else BATCH
+    noise = 0.0 if unit == "device" else NOISE
+
+    def run(model: Model, steps: int) -> None:
+        plan = TrainingPlan(unit, RATE, steps, batch, CLIP, noise)  # type: ignore[arg-type] # one of the three
+        module = GraphModule(model[0])
+        result = train(module, model[1], model[2], plan=plan, key=KEY, on_step=lambda *_: None, subjects=subjects)
+        if unit == "device" and steps > 1:
+            update = clip_l2(result.update, CLIP) * 2.0**13
+            np.rint(update).astype(np.int32) + SKELLAM.draw(len(update), Keystream(KEY))
+
+    return run
+
+
+def opacus_hooks(model: Model, steps: int) -> None:
+    """Opacus as it ships: its engine, sampler, hooks, optimizer and generator."""
+    from opacus import PrivacyEngine
+    from torch.utils.data import DataLoader, TensorDataset
+
+    module, data = GraphModule(model[0]), _batches(model)
+    loader = DataLoader(TensorDataset(data.features["features"], data.labels), batch_size=BATCH)
+    private, optimizer, batches = PrivacyEngine(accountant="rdp").make_private(
+        module=module,
+        optimizer=torch.optim.SGD(module.parameters(), lr=RATE),
+        data_loader=loader,
+        noise_multiplier=NOISE,
+        max_grad_norm=CLIP,
+    )
+    done = 0
+    while done < steps:
+        for x, y in batches:
+            optimizer.zero_grad()
+            (loss_sum(module.loss_name, private({"features": x}), y) / max(1, len(y))).backward()
+            optimizer.step()
+            done += 1
+            if done == steps:
+                return
+
+
+def _batches(model: Model) -> Batches:
+    return Batches({name: torch.from_numpy(x) for name, x in model[1].items()}, torch.from_numpy(model[2]))
+
+
+RUNS = {
+    "plain": plain,
+    "record": ours("record"),
+    "customer": ours("customer"),
+    "device": ours("device"),
+    "opacus_hooks": opacus_hooks,
+}
+SKELLAM = SkellamSampler(100.0**2)
+
+
+def seconds(run: Callable[[Model, int], None], model: Model, steps: int) -> float:
+    """CPU seconds of this process."""
+    start = time.process_time()
+    run(model, steps)
+    return time.process_time() - start
+
+
+def per_epoch(run: Callable[[Model, int], None], model: Model, epochs: int) -> float:
+    """A job of all steps less a job of one step, and the step put back."""
+    steps = epochs * STEPS
+    return (seconds(run, model, steps + 1) - seconds(run, model, 1)) / epochs
+
+
+def measure(model: Model, repeats: int, epochs: int) -> dict[str, float]:
+    """Median CPU milliseconds per epoch by kind of run, taking turns."""
+    taken: dict[str, list[float]] = {name: [] for name in RUNS}
+    for repeat in range(repeats + 1):
+        for name, run in RUNS.items():
+            # Opacus is an order slower: one epoch, and not at every turn.
+            slow = name == "opacus_hooks"
+            if not (slow and repeat > 3):
+                taken[name].append(per_epoch(run, model, 1 if slow else epochs))
+    return {name: 1000 * statistics.median(values[1:]) for name, values in taken.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="CPU time per epoch of private training over plain SGD.")
+    parser.add_argument("--json", action="store_true", help="one JSON object and nothing else")
+    parser.add_argument("--repeats", type=int, default=7, help="turns of every kind of run")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of one job")
+    chosen = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(7)
+    models = {"tabular": tabular(rng), "text": text(rng)}
+    times = {name: measure(model, chosen.repeats, chosen.epochs) for name, model in models.items()}
+    ratios = {
+        f"{kind}_over_plain": {name: round(value[kind] / value["plain"], 2) for name, value in times.items()}
+        for kind in RUNS
+        if kind != "plain"
+    }
+    result: dict[str, Any] = {name: max(values.values()) for name, values in ratios.items()}
+    result["by_model"] = ratios
+    result["ms_per_epoch"] = {
+        name: {kind: round(value, 1) for kind, value in values.items()} for name, values in times.items()
+    }
+    result["weights"] = {name: len(GraphModule(model[0]).update_vector()) for name, model in models.items()}
+    if chosen.json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name:24} {value}")
+
+
+if __name__ == "__main__":
+    main()

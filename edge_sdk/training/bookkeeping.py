@@ -1,0 +1,357 @@
+"""Clipped sums of per-unit gradients without per-unit gradients: book-keeping (Bu et al. 2022, arXiv 2210.00038).
+
+One forward and one backward pass to the layers' *outputs*; the norm of each unit's gradient follows from a layer's
+inputs and output gradients by a formula, and the clipped sum is one product a layer. A unit is one example or several.
+Refuses a layer whose output does not keep the batch on its first axis. `unsupported_layer` names what has no formula
+here; the Opacus hooks (hooks.py) train that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name every torch reader knows
+from torch import nn
+
+from edge_sdk.training.jobs import TrainingFailed
+from edge_sdk.training.losses import Batches, Rows, finite, loss_sum
+from edge_sdk.training.module import Elementwise, GraphModule
+
+Tensor = torch.Tensor
+
+# Rows of one Gram product: units are taken together up to so many, as one large product beats many small ones.
+_GRAM_ROWS: Final = 128
+
+
+class Owners:
+    """Which unit each example belongs to. Examples of one unit lie side by side."""
+
+    def __init__(self, sizes: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+        """`sizes` int64 [U]: examples of each unit."""
+        self.count, self.examples = len(sizes), int(sizes.sum())
+        self.single = self.count == self.examples
+        self.sizes = sizes
+        self.of = torch.from_numpy(np.repeat(np.arange(self.count), sizes))
+
+    def summed(self, values: Tensor) -> Tensor:
+        """[B, ...] added up by unit: [U, ...]."""
+        if self.single:
+            return values
+        return values.new_zeros(self.count, *values.shape[1:]).index_add_(0, self.of, values)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """[U] repeated for every example: [B]."""
+        return values if self.single else values[self.of]
+
+    def blocks(self, rows_each: int) -> Iterator[tuple[int, int]]:
+        """Ranges of examples that hold whole units, of about _GRAM_ROWS rows where an example has `rows_each`."""
+        ends, start = np.cumsum(self.sizes), 0
+        while start < self.examples:
+            most = start + max(1, _GRAM_ROWS // rows_each)
+            end = int(ends[max(int(np.searchsorted(ends, most, side="right")) - 1, 0)])
+            if end <= start:
+                end = int(ends[np.searchsorted(ends, start, side="right")])
+            yield start, end
+            start = end
+
+
+class Part(Protocol):
+    """The gradients of some weights, by unit."""
+
+    @property
+    def held(self) -> int:
+        """Numbers that are held until `add`."""
+
+    def squares(self, owners: Owners) -> Tensor:
+        """Squared L2 norm of each unit's gradient, [U]."""
+
+    def add(self, factors: Tensor, owners: Owners) -> None:
+        """Add the sum of the units' gradients, times `factors` [U], to where this part belongs."""
+
+
+@dataclass
+class Direct:
+    """Gradients small enough to be held one by one: `each` [B, n] for the weights at `total` [n]."""
+
+    each: Tensor
+    total: Tensor
+
+    @property
+    def held(self) -> int:
+        """See Part."""
+        return self.each.numel()
+
+    def squares(self, owners: Owners) -> Tensor:
+        """See Part."""
+        self.each = owners.summed(self.each)
+        return torch.linalg.vector_norm(self.each, dim=1).square_()
+
+    def add(self, factors: Tensor, owners: Owners) -> None:
+        """See Part."""
+        self.total.addmv_(self.each.t(), factors)
+
+
+@dataclass
+class Outer:
+    """A linear layer on one row an example: x [B, p], delta [B, q]; the gradient is delta x^T, at `total` [q, p]."""
+
+    x: Tensor
+    delta: Tensor
+    total: Tensor
+
+    @property
+    def held(self) -> int:
+        """See Part."""
+        return self.x.numel() + self.delta.numel()
+
+    def squares(self, owners: Owners) -> Tensor:
+        """|x|^2 |delta|^2 for one example (Goodfellow 2015); sums of (x_i . x_j)(delta_i . delta_j) for several."""
+        if owners.single:
+            return (torch.linalg.vector_norm(self.x, dim=1) * torch.linalg.vector_norm(self.delta, dim=1)).square_()
+        return _gram(self.x[:, None], self.delta[:, None], owners)
+
+    def add(self, factors: Tensor, owners: Owners) -> None:
+        """See Part."""
+        self.total.addmm_((self.delta * owners.spread(factors)[:, None]).t(), self.x)
+
+
+@dataclass
+class OuterRows:
+    """A linear layer on P rows an example: x [B, P, p], delta [B, P, q], at `total` [q, p]."""
+
+    x: Tensor
+    delta: Tensor
+    total: Tensor
+
+    @property
+    def held(self) -> int:
+        """See Part."""
+        return self.x.numel() + self.delta.numel()
+
+    def squares(self, owners: Owners) -> Tensor:
+        """See Part."""
+        return _gram(self.x, self.delta, owners)
+
+    def add(self, factors: Tensor, owners: Owners) -> None:
+        """See Part."""
+        scaled = self.delta * owners.spread(factors)[:, None, None]
+        self.total.addmm_(scaled.flatten(0, 1).t(), self.x.flatten(0, 1))
+
+
+def _gram(x: Tensor, delta: Tensor, owners: Owners) -> Tensor:
+    """sum over a unit's pairs of rows of (x_i . x_j)(delta_i . delta_j), [U].
+
+    In float64: gradients of one unit may nearly cancel, and rounding must not make their sum look shorter than it is.
+    """
+    rows = x.shape[1]
+    squares = x.new_zeros(owners.count, dtype=torch.float64)
+    for start, end in owners.blocks(rows):
+        left, right = (value[start:end].flatten(0, 1).double() for value in (x, delta))
+        owner = owners.of[start:end].repeat_interleave(rows)
+        pairs = (left @ left.t()).mul_(right @ right.t())
+        squares.index_add_(0, owner, pairs.mul_(owner[:, None] == owner[None, :]).sum(1))
+    return squares.clamp_(min=0.0).float()
+
+
+@dataclass
+class Lookup:
+    """An embedding: ids [B, P], delta [B, P, n], at `total` [V, n]. Equal ids of one unit add up."""
+
+    ids: Tensor
+    delta: Tensor
+    total: Tensor
+
+    @property
+    def held(self) -> int:
+        """See Part."""
+        return self.ids.numel() + self.delta.numel()
+
+    def squares(self, owners: Owners) -> Tensor:
+        """One gradient row for each (unit, id); the rows of a unit are orthogonal."""
+        rows = len(self.total)
+        keys = (owners.of[:, None] * rows + self.ids).view(-1)
+        self._keys, place = torch.unique(keys, return_inverse=True)
+        self._summed = self.delta.new_zeros(len(self._keys), self.delta.shape[-1])
+        self._summed.index_add_(0, place, self.delta.flatten(0, 1))
+        self._owner = self._keys.div(rows, rounding_mode="floor")
+        lengths = torch.linalg.vector_norm(self._summed, dim=1).square_()
+        return self.delta.new_zeros(owners.count).index_add_(0, self._owner, lengths)
+
+    def add(self, factors: Tensor, owners: Owners) -> None:
+        """See Part."""
+        self.total.index_add_(0, self._keys.remainder(len(self.total)), self._summed * factors[self._owner][:, None])
+
+
+@dataclass
+class Trace:
+    """What one layer saw: its input, its output and, after the backward pass, the gradient at its output."""
+
+    layer: nn.Module
+    x: Tensor
+    output: Tensor
+    delta: Tensor
+
+
+Totals = Mapping[nn.Parameter, Tensor]
+Formula = Callable[[Any, Trace, Totals], list[Part]]
+
+
+def _linear(layer: nn.Linear, trace: Trace, totals: Totals) -> list[Part]:
+    x, delta = trace.x, trace.delta
+    parts: list[Part] = []
+    if x.dim() == 2:
+        parts.append(Outer(x, delta, totals[layer.weight]))
+    else:
+        parts.append(_rows(x.flatten(1, -2), delta.flatten(1, -2), totals[layer.weight]))
+    if layer.bias is not None:
+        parts.append(Direct(delta.flatten(1, -2).sum(1) if delta.dim() > 2 else delta, totals[layer.bias]))
+    return parts
+
+
+def _rows(x: Tensor, delta: Tensor, total: Tensor) -> Part:
+    """Whichever costs fewer products: pairs of rows, or each example's own gradient."""
+    rows, p, q = x.shape[1], x.shape[2], delta.shape[2]
+    # Several examples of a unit meet in pairs too: a Gram block has about _GRAM_ROWS rows.
+    if max(rows, _GRAM_ROWS) * (p + q) < p * q:
+        return OuterRows(x, delta, total)
+    return Direct(torch.bmm(delta.transpose(1, 2), x).flatten(1), total.view(-1))
+
+
+def _convolution(layer: nn.Conv1d | nn.Conv2d, trace: Trace, totals: Totals) -> list[Part]:
+    """Windows unfolded to rows, then as a linear layer, group by group."""
+    windows, delta = _windows(layer, trace.x), trace.delta.flatten(2)
+    examples, groups, rows = len(delta), layer.groups, delta.shape[2]
+    left = delta.reshape(examples * groups, -1, rows)
+    each = torch.bmm(left, windows.reshape(examples * groups, -1, rows).transpose(1, 2))
+    parts: list[Part] = [Direct(each.view(examples, -1), totals[layer.weight].view(-1))]
+    if layer.bias is not None:
+        parts.append(Direct(delta.sum(2), totals[layer.bias]))
+    return parts
+
+
+def _windows(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """[B, channels * kernel, P]: what each output position sees. The module pads outside the layer."""
+    if isinstance(layer, nn.Conv2d):
+        return F.unfold(x, layer.kernel_size, layer.dilation, 0, layer.stride)
+    (kernel,), (stride,), (dilation,) = layer.kernel_size, layer.stride, layer.dilation
+    wide = x.unfold(2, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
+    return wide.transpose(2, 3).reshape(len(x), -1, wide.shape[2])
+
+
+def _embedding(layer: nn.Embedding, trace: Trace, totals: Totals) -> list[Part]:
+    examples = len(trace.x)
+    return [Lookup(trace.x.reshape(examples, -1), trace.delta.flatten(1, -2), totals[layer.weight])]
+
+
+def _affine(gradient: Tensor, channels: int) -> Tensor:
+    """[B, C]: the sum over every axis but the batch's and the channels'."""
+    others = [axis for axis in range(1, gradient.dim()) if axis != channels % gradient.dim()]
+    return gradient.sum(others) if others else gradient
+
+
+def _norm(layer: nn.LayerNorm | nn.GroupNorm, trace: Trace, totals: Totals) -> list[Part]:
+    if isinstance(layer, nn.LayerNorm):
+        channels, plain = -1, F.layer_norm(trace.x, layer.normalized_shape, None, None, layer.eps)
+    else:
+        channels, plain = 1, F.group_norm(trace.x, layer.num_groups, None, None, layer.eps)
+    parts: list[Part] = [Direct(_affine(trace.delta * plain, channels), totals[layer.weight])]
+    if layer.bias is not None:
+        parts.append(Direct(_affine(trace.delta, channels), totals[layer.bias]))
+    return parts
+
+
+def _elementwise(layer: Elementwise, trace: Trace, totals: Totals) -> list[Part]:
+    gradient = trace.delta if layer.adds else trace.delta * trace.x
+    return [Direct(layer.by_example(gradient).flatten(1), totals[layer.weight].view(-1))]
+
+
+FORMULAS: Final[Mapping[type[nn.Module], Formula]] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
+    nn.Embedding: _embedding,
+    nn.LayerNorm: _norm,
+    nn.GroupNorm: _norm,
+    Elementwise: _elementwise,
+}
+
+
+def unsupported_layer(module: GraphModule) -> str | None:
+    """The first kind of layer that has no formula here, or that shares its weights; None where all have one."""
+    seen: set[nn.Parameter] = set()
+    for layer in module.sites:
+        if type(layer) not in FORMULAS:
+            return type(layer).__name__
+        own = set(layer.parameters())
+        if own & seen:
+            return f"{type(layer).__name__} with shared weights"
+        seen |= own
+    return None
+
+
+class Book:
+    """The layers' inputs and outputs of the pass that runs."""
+
+    def __init__(self) -> None:
+        self.traces: list[Trace] = []
+
+    def note(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """A forward hook. An output that nothing before it trains is where the backward pass ends."""
+        if not output.requires_grad:
+            output.requires_grad_()
+        self.traces.append(Trace(layer, inputs[0].detach(), output, output))
+
+    def take(self, loss: Tensor) -> list[Trace]:
+        """One backward pass to the outputs. Empties the book. Raises TrainingFailed."""
+        traces, self.traces = self.traces, []
+        deltas = torch.autograd.grad(loss, [trace.output for trace in traces], allow_unused=True)
+        for trace, delta in zip(traces, deltas, strict=True):
+            if delta is None:
+                raise TrainingFailed("model-run", "a weight has no influence on the model's output: publish it again")
+            trace.delta = delta
+        return traces
+
+
+class BookedGradients:
+    """Parts of gradients of chosen examples."""
+
+    def __init__(self, module: GraphModule, book: Book) -> None:
+        self._module, self._book = module, book
+
+    def parts(self, data: Batches, rows: Rows, totals: Totals) -> list[Part]:
+        """One forward and one backward pass over `rows`; `totals` is where each weight's sum belongs."""
+        features, labels = data.take(rows)
+        loss = loss_sum(self._module.loss_name, self._module(features), labels)
+        finite(loss)
+        parts: list[Part] = []
+        for trace in self._book.take(loss):
+            if not len(trace.x) == len(trace.delta) == len(rows):
+                raise TrainingFailed("wrong-shape", "a layer does not keep the examples on its first axis")
+            parts += FORMULAS[type(trace.layer)](trace.layer, trace, totals)
+        return parts
+
+
+@contextmanager
+def booked(module: GraphModule) -> Iterator[BookedGradients]:
+    """`module` with its weights out of autograd and its layers' inputs and outputs kept by a book."""
+    book = Book()
+    hooks = [layer.register_forward_hook(book.note) for layer in module.sites]
+    module.requires_grad_(False)
+    try:
+        yield BookedGradients(module, book)
+    finally:
+        module.requires_grad_(True)
+        for hook in hooks:
+            hook.remove()
+
+
+def clip_factors(squares: Tensor, clip: float) -> Tensor:
+    """[U]: what each unit's gradient is multiplied with, min(1, clip / norm). Raises TrainingFailed for NaN."""
+    if not torch.isfinite(squares).all():
+        raise TrainingFailed("not-finite", "a gradient is NaN or infinite: check the examples")
+    return squares.rsqrt().mul_(clip).clamp_(max=1.0)

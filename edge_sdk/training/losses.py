@@ -1,0 +1,67 @@
+"""Examples as tensors, and the loss of some of them. Refuses a loss that is not finite and labels that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name every torch reader knows
+
+from edge_sdk.training.jobs import TrainingFailed
+from edge_sdk.training.module import GraphModule
+
+Features = Mapping[str, torch.Tensor]
+Rows = npt.NDArray[np.int64]
+
+_LOSS_ROWS: Final = 1024
+
+
+class Batches:
+    """All examples, and chosen rows of them."""
+
+    def __init__(self, features: Features, labels: torch.Tensor) -> None:
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Rows) -> tuple[Features, torch.Tensor]:
+        """The features and labels at `rows`."""
+        index = torch.from_numpy(rows)
+        return {name: value.index_select(0, index) for name, value in self.features.items()}, self.labels[index]
+
+    def parts(self) -> Iterator[tuple[Features, torch.Tensor]]:
+        """All examples in order, without copies."""
+        for start in range(0, len(self), _LOSS_ROWS):
+            end = start + _LOSS_ROWS
+            yield {name: value[start:end] for name, value in self.features.items()}, self.labels[start:end]
+
+
+def loss_sum(name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The summed loss of logits [B, 1 or K] against labels [B]. Raises TrainingFailed."""
+    if name == "cross_entropy":
+        return F.cross_entropy(logits, labels.long(), reduction="sum")
+    if logits.numel() != labels.numel():
+        raise TrainingFailed("wrong-shape", f"{list(logits.shape)} logits do not fit {list(labels.shape)} labels")
+    flat = logits.reshape(-1)
+    if name == "binary_cross_entropy":
+        return F.binary_cross_entropy_with_logits(flat, labels.float(), reduction="sum")
+    return F.mse_loss(flat, labels.float(), reduction="sum")
+
+
+def mean_loss(module: GraphModule, data: Batches) -> float:
+    """Over all examples, with the weights as they are."""
+    with torch.no_grad():
+        total = sum(finite(loss_sum(module.loss_name, module(x), y)) for x, y in data.parts())
+    return total / len(data)
+
+
+def finite(loss: torch.Tensor) -> float:
+    """The number. Raises TrainingFailed where it is NaN or infinite."""
+    value = loss.item()
+    if not np.isfinite(value):
+        raise TrainingFailed("not-finite", "the loss is NaN or infinite: check the examples or lower the learning rate")
+    return value
