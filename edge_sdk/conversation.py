@@ -19,10 +19,17 @@ from edge_sdk.blobs import BlobError, BlobReader
 from edge_sdk.device_db import TIME_FLOOR, TIME_LATEST, count, fact, raise_fact
 from edge_sdk.held_offers import HeldOffer, HeldOffers
 from edge_sdk.identity.epoch_keys import EpochKeys
+from edge_sdk.journal import Journal, Witness
 from edge_sdk.key_rotation import KeyRotation
 from edge_sdk.outbox import Outbox
 from edge_sdk.protocol import codec, roster, topics
-from edge_sdk.protocol.errors import MalformedMessage, OpeningRefused, RemoteProtocolError, UnexpectedMessage
+from edge_sdk.protocol.errors import (
+    MalformedMessage,
+    OpeningRefused,
+    RemoteProtocolError,
+    UnexpectedMessage,
+    WrongSignature,
+)
 from edge_sdk.protocol.messages import (
     ALL,
     DOWN,
@@ -33,6 +40,7 @@ from edge_sdk.protocol.messages import (
     Get,
     Grant,
     Heartbeat,
+    LogHead,
     Message,
     ModelHint,
     Offer,
@@ -116,16 +124,20 @@ class Conversation:
     def __init__(
         self, speaker: Speaker, connection: sqlite3.Connection, outbox_folder: Path, host: Host,
         *, heartbeat_s: float, silence_s: float, epoch_key_s: float = DAY_S, not_before: int = 0,
+        journal: Journal | None = None,
     ) -> None:  # fmt: skip
         """`not_before`: a time that is surely past; the floor of a device that has heard nothing yet."""
         self._me, self._db, self._host = speaker, connection, host
         self._heartbeat_s = heartbeat_s
-        self.outbox = Outbox(connection, outbox_folder, speaker.encode, silence_s)
+        self._journal = journal
+        self._witness = Witness(connection, speaker.aggregator_key, speaker.fleet)
+        self.outbox = Outbox(connection, outbox_folder, speaker.encode, silence_s, journal)
         self.blobs = BlobReader(speaker.entropy)
         self._held = HeldOffers(connection)
         self._rotation = KeyRotation(
             speaker.epoch_keys, connection, self._held, speaker.device,
             epoch_key_s=epoch_key_s, entropy=speaker.entropy, born_at=not_before,
+            journal=journal,
         )  # fmt: skip
         self._queue: deque[tuple[str, bytes, int]] = deque()
         self._floor = max(fact(connection, TIME_FLOOR), not_before)
@@ -276,12 +288,25 @@ class Conversation:
         self._ask_at = tick + state.next_check_s
         self._rotation.heard(state.epoch)
         self._saw_time(state.time, clock)
+        if state.log is not None:
+            self._shown_log(state.log)
         topic = topics.to_all(self._me.fleet, Offer.topic)
         for frame in state.offers:
             # The frames inside are signed on their own, to everybody.
             self.message(topic, frame, tick, clock)
         for notice in state.openings:
             self._opening_asked(notice, tick)
+
+    def _shown_log(self, head: LogHead) -> None:
+        """Keep the head of the aggregator's log, and raise the alarm where it contradicts one that was shown before."""
+        try:
+            why = self._witness.shown(head, self._journal)
+        except WrongSignature as error:
+            self.refuse("log-signature", f"the head of the aggregator's log: {error}")
+            return
+        if why:
+            self._count("audit", "log-conflict")
+            log.error("the aggregator's log is not the one it showed before: %s", why)
 
     # -- committee duty --------------------------------------------------------------------------------------------
 
@@ -326,7 +351,7 @@ class Conversation:
             share = member_duty.answer(
                 self._db, notice, request, held, device=self._me.device,
                 secret=member_duty.secret_for(entries, self._me.device, self._me.epoch_keys.find),
-                sign_keys={entry.device: entry.sign_key for entry in entries},
+                sign_keys={entry.device: entry.sign_key for entry in entries}, journal=self._journal,
             )  # fmt: skip
         except RemoteProtocolError as refusal:
             self._opening_refused(notice, refusal)
@@ -376,7 +401,7 @@ class Conversation:
         if tick >= self._ask_at:
             self._asked = self._me.entropy(8)
             self._ask_at = tick + ASK_AGAIN_S
-            self.send(Ask(self._asked, None))
+            self.send(Ask(self._asked, self._witness.newest))
         while self._queue and self._publish(*self._queue[0]):
             self._queue.popleft()
         self.blobs.pump(self._ask_block, tick)

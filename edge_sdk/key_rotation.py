@@ -14,6 +14,7 @@ from typing import Final
 from edge_sdk.device_db import count, fact, transaction
 from edge_sdk.held_offers import HeldOffers
 from edge_sdk.identity.epoch_keys import EpochKeys
+from edge_sdk.journal import Journal
 from edge_sdk.protocol.messages import EpochKey
 
 LOOK_S: Final = 1.0
@@ -37,9 +38,11 @@ class KeyRotation:
         epoch_key_s: float,
         entropy: Callable[[int], bytes],
         born_at: int = 0,
+        journal: Journal | None = None,
     ) -> None:
         """`born_at`: when a key of unknown age was made, seconds since 1970; 0: when it is first seen here."""
         self._keys, self._db, self._held, self._device = keys, connection, held, device
+        self._journal = journal
         self._epoch_key_s, self._entropy, self._born_at = epoch_key_s, entropy, born_at
         self._rows: list[tuple[str, int, bytes, int]] = []  # the table as it was last written
         self._ages: dict[bytes, tuple[int, int]] = {}  # public key -> its number and when it was made
@@ -99,6 +102,8 @@ class KeyRotation:
         count(self._db, "epoch-key", what)
         number = self._ages[self._keys.current][0]
         log.info("epoch keys: one was %s; number %d is the current one", what, number)
+        if self._journal is not None:
+            self._journal.note("epoch-key", what=what, current=number)
 
     def _write_down(self, now: int) -> None:
         """Bring the table in step with the files: a crash may have come between the two."""

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from edge_sdk.device_db import transaction
 from edge_sdk.held_offers import HeldOffer
+from edge_sdk.journal import Journal
 from edge_sdk.protocol import chunks, codec
 from edge_sdk.protocol.errors import OpeningRefused
 from edge_sdk.protocol.messages import OpeningNotice, OpeningRequest, Share, ShareBody
@@ -86,6 +87,7 @@ def answer(
     device: str,
     secret: X25519PrivateKey,
     sign_keys: Mapping[str, bytes],
+    journal: Journal | None = None,
 ) -> Share:
     """Check, add up, seal, store, and only then return the answer. Raises OpeningRefused.
 
@@ -108,6 +110,9 @@ def answer(
         connection.execute(
             "INSERT INTO answers VALUES (?, ?, ?, ?)", (notice.task, notice.round, notice.digest, sealed)
         )
+        if journal is not None:
+            devices = sum(len(group) for group in request.groups)
+            journal.note("answered", notice.task, notice.round, offer=held.offer_hash.hex(), devices=devices)
     return Share(notice.task, notice.round, sealed)
 
 

@@ -18,6 +18,7 @@ from typing import Final
 
 from edge_sdk.device_db import count, transaction
 from edge_sdk.device_round import OPEN_STATES, UploadEvent, UploadState, step
+from edge_sdk.journal import Journal
 from edge_sdk.protocol import chunks, codec
 from edge_sdk.protocol.errors import LocalProtocolError, UnexpectedMessage
 from edge_sdk.protocol.messages import Ack, Done, Grant, Hello, Message, Receipt, Refusal
@@ -80,10 +81,12 @@ class Outbox:
     """Sends the oldest unfinished upload. `now` is the verified time for deadlines, `tick` a monotonic one."""
 
     def __init__(
-        self, connection: sqlite3.Connection, folder: Path, encode: Callable[[Message], bytes], silence_s: float
-    ) -> None:
+        self, connection: sqlite3.Connection, folder: Path, encode: Callable[[Message], bytes], silence_s: float,
+        journal: Journal | None = None,
+    ) -> None:  # fmt: skip
         """`encode` frames and signs a message of this device."""
         self._db, self._folder, self._encode, self._silence_s = connection, folder, encode, silence_s
+        self._journal = journal
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._entry: _Entry | None = None
         self._connected = False
@@ -293,6 +296,9 @@ class Outbox:
                     (following.value, reason, entry.hello.upload),
                 )
                 count(self._db, "upload", following.value)
+                if self._journal is not None:
+                    facts = {"upload": entry.hello.upload.hex(), "state": following.value, "reason": reason}
+                    self._journal.note("receipt", entry.hello.task, entry.hello.round, **facts)
                 if reason == FILE_LOST:
                     count(self._db, "refusal", FILE_LOST)
         entry.state = following

@@ -24,6 +24,7 @@ from edge_sdk.device_db import TIME_FLOOR, TIME_LATEST, fact, raise_fact
 from edge_sdk.device_round import OwnKeys
 from edge_sdk.examples_store import Example, ExamplesStore
 from edge_sdk.held_offers import HeldOffers
+from edge_sdk.journal import Journal
 from edge_sdk.outbox import Outbox, seal_upload
 from edge_sdk.privacy import accounting
 from edge_sdk.privacy.charges import sigma_steps, spend
@@ -98,9 +99,11 @@ class RoundWork:
         fetch: Fetch,
         train: Train,
         locked_graph: Callable[[str, bytes], bytes],
+        journal: Journal | None = None,
     ) -> None:
         """`locked_graph(task, expected)`: the graph digest that the offline key signed. Raises OtaError."""
         self._device, self._config, self._db, self._examples = device, config, connection, examples
+        self._journal = journal
         self._fetch, self._train, self._locked_graph = fetch, train, locked_graph
         self._held = HeldOffers(connection)
         self._ledger = Ledger(connection)
@@ -155,8 +158,12 @@ class RoundWork:
         examples = self._consented(offer)
         self._check_affordable(offer, examples)
         model = self._model(offer)
-        void = lambda: self._examples.erasures(offer.task) != erasures  # noqa: E731 - it binds this round
+
+        def void() -> bool:
+            return self._examples.erasures(offer.task) != erasures
+
         values = self._trained(offer, model, examples, lambda: cancelled() or void())
+        self._note("trained", offer, model=offer.models[0].hex(), steps=offer.privacy.steps)
         plaintext = self._masked(offer, digest, values.update)
         upload = seal_upload(
             plaintext,
@@ -169,7 +176,7 @@ class RoundWork:
             consent=offer.consent,
             entropy=self._device.entropy,
         )
-        Outbox.commit(self._db, self._config.home / "outbox", upload, lambda: self._release(offer, void()))
+        Outbox.commit(self._db, self._config.home / "outbox", upload, lambda: self._release(offer, digest, void()))
         return len(plaintext)
 
     def _consented(self, offer: Offer) -> list[Example]:
@@ -181,11 +188,20 @@ class RoundWork:
             raise NotNow(f"{what}; {self._config.min_examples} are needed", reason="consent")
         return examples
 
-    def _release(self, offer: Offer, void: bool) -> None:
+    def _release(self, offer: Offer, digest: bytes, void: bool) -> None:
         """Inside the transaction that releases the upload: nothing that holds what was erased since may leave."""
         if void:
             raise NotNow(f"examples of {offer.task} were erased while this round trained", reason="consent")
         self._charge(offer)
+        terms = offer.privacy
+        spent = self._ledger.epsilon(offer.task, terms.unit, terms.delta)
+        facts: dict[str, Any] = {"unit": terms.unit, "placement": terms.placement, "delta": terms.delta}
+        facts |= {"epsilon_after": spent, "without_noise": terms.insecure_without_noise}
+        self._note("upload", offer, offer=digest.hex(), consent=offer.consent, **facts)
+
+    def _note(self, kind: str, about: Offer, **data: Any) -> None:
+        if self._journal is not None:
+            self._journal.note(kind, about.task, about.round, **data)
 
     # -- privacy ---------------------------------------------------------------------------------------------------
 
