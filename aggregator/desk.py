@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from aggregator.audit import Audit
+from aggregator.comparison import Comparison
 from aggregator.errors import DiskFull
 from aggregator.fleet.registry import Device, Registry, RegistryRefused
 from aggregator.home import Home
@@ -38,6 +39,7 @@ from edge_sdk.protocol.messages import (
     Refusal,
     Report,
     Share,
+    Spent,
     State,
 )
 
@@ -72,6 +74,7 @@ class Desk:
         post: Post,
         presence: Presence,
         refusals: Refusals,
+        comparison: Comparison,
         audit: Audit | None = None,
     ) -> None:
         self._fleet, self._home, self._registry, self._repository = fleet, home, registry, repository
@@ -87,6 +90,7 @@ class Desk:
             Report: self._report,
             EpochKey: self._epoch_key,
         }
+        self._comparison = comparison
 
     def receive(self, topic: str, payload: bytes, now: float) -> None:
         """Take one message off the wire."""
@@ -135,7 +139,11 @@ class Desk:
         if not isinstance(message, Heartbeat):
             self._presence.heard(sender.device, now)
         try:
-            answer = self._handlers[type(message)](sender.device, message, now)
+            if isinstance(message, Spent):  # kept as it was signed
+                answer: Message | None = None
+                self._comparison.take(sender, message, payload, now)
+            else:
+                answer = self._handlers[type(message)](sender.device, message, now)
         except ProtocolError as error:
             if error.reason != "repeat":
                 self._refuse(sender.device, message, error)

@@ -7,6 +7,7 @@ again each second. Refuses what the state machine, the uploads and the openings 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ from edge_sdk.protocol.codec import EVERYBODY
 from edge_sdk.protocol.errors import LocalProtocolError, RemoteProtocolError, UnexpectedMessage
 from edge_sdk.protocol.messages import Ack, Done, Grant, Hello, ModelHint, OpeningNotice, Receipt, Report, Share
 
+log = logging.getLogger(__name__)
 NOTICE_S: Final = 3.0
 OFFER_S: Final = 15.0
 RETRY_S: Final = 1.0

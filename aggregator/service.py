@@ -18,6 +18,7 @@ from typing import Final, Protocol
 from aggregator import config as settings
 from aggregator.audit import Audit
 from aggregator.cohort import LIVE_S
+from aggregator.comparison import Comparison
 from aggregator.desk import Desk
 from aggregator.errors import AggregatorError, DiskFull
 from aggregator.fleet.authority import Authority, open_authority
@@ -131,6 +132,7 @@ class Service:
             post=self._post,
             presence=self._presence,
             refusals=self._refusals,
+            comparison=Comparison(self.store, self._rounds.ledger, self._refusals),
             audit=self._audit,
         )
 

@@ -1,8 +1,8 @@
 """What a task is, and whether it can run at all: privacy, sizing and cohort are settled before any device hears of it.
 
-Pure but for `check_task`, which reads, and `create_task`, which writes the first checkpoint and the row. Refuses, with
-TaskRefused and what would make it feasible, a task whose sum could wrap around, whose noise cannot reach its epsilon,
-without noise, or whose metric its held-out records do not give.
+The settling itself is in `aggregator.task_terms`. Pure but for `check_task`, which reads, and `create_task`, which
+writes the first checkpoint and the row. Refuses, with TaskRefused and what would make it feasible, what cannot be
+settled, and a task whose metric its held-out records do not give.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ Devices = Annotated[int, Meta(ge=3, le=65_535)]
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A task as the operator describes it. Times in seconds; give either `noise_multiplier` or `target_epsilon`.
 
+    `max_epsilon`: the task ends before the round that would exceed it (not given: target_epsilon, where that is).
     `units_per_device`: a round guess at how many records or customers a device holds. It fixes the divisor of each
     step, so a device with more than that moves the model more. `placement`: where the noise is added; not given, the
     device unit shares it and the others add it locally. `honest_share`: the part of n_min that is taken to add its
@@ -71,6 +72,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     step: Positive | None = None
     noise_multiplier: Annotated[float, Meta(ge=0.0, le=1e6)] | None = None
     target_epsilon: Positive | None = None
+    max_epsilon: Positive | None = None
     delta: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-5
     max_grad_norm: Positive = 1.0
     sample_rate: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.1
@@ -221,6 +223,11 @@ def epsilon_after(terms: PrivacyTerms, length: int, rounds: int) -> float | None
     if not terms.noise_multiplier:
         return None
     return accounting.epsilon(accounting.compose([spend(terms, length)] * rounds), terms.delta)
+
+
+def budget(spec: TaskSpec) -> float | None:
+    """The epsilon that no round may exceed: the one stated, else the one that the noise was made for; None for none."""
+    return spec.target_epsilon if spec.max_epsilon is None else spec.max_epsilon
 
 
 def rounds_spent(store: Store, task: str, unit: str) -> int:

@@ -18,6 +18,7 @@ from simulated_device import DeviceKeysOf
 from simulated_wire import AGGREGATOR, FLEET, Packet, Wire, WireTransport, seeded_entropy
 
 from aggregator import cohort
+from aggregator.comparison import Comparison
 from aggregator.desk import Desk
 from aggregator.errors import TaskRefused
 from aggregator.fleet.registry import Registry
@@ -154,6 +155,7 @@ class SimulatedAggregator:
         self.desk = Desk(
             fleet=FLEET, home=self._home, registry=self.registry, repository=None, rounds=self.rounds,
             ingest=self.ingest, post=self.post, presence=self.presence, refusals=self.refusals,
+            comparison=Comparison(self.store, self.rounds.ledger, self.refusals),
         )  # fmt: skip
         self.rounds.restore(self._now())
 
