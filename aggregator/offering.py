@@ -65,11 +65,12 @@ class Offering:
         """The next round's offer, the secret of its key, and its roster. Raises TaskRefused: what is waited for."""
         spec = self._releases.spec(task)
         roster = self.roster(now, now + spec.window_s + spec.opening_s, may_issue=may_issue)
-        cohort.check_fleet(roster.entries, spec.n_min, spec.stewards)
+        needed = spec.n_min * tasks.fewest_groups(spec)
+        cohort.check_fleet(roster.entries, needed, spec.stewards)
         here = live & {entry.device for entry in roster.entries}
-        if len(here) < spec.n_min:
+        if len(here) < needed:
             hint = "start the devices, or see `aggregator devices`"
-            raise TaskRefused(f"{len(here)} of at least {spec.n_min} devices are live", hint, reason="not-live")
+            raise TaskRefused(f"{len(here)} of at least {needed} devices are live", hint, reason="not-live")
         model = self._releases.model(task.checkpoint)
         length, privacy = self._terms(task, model)
         secret = self._entropy(ROUND_SECRET_BYTES)

@@ -89,7 +89,7 @@ class Releases:
             "epsilon": epsilon,
             "delta": privacy.delta,
             "unit": privacy.unit,
-            "devices": sum(len(group.devices) for group in kept),
+            "devices_averaged": sum(len(group.devices) for group in kept),
             "rounds": rounds,
             "groups": [{"devices": len(group.devices), "reason": why} for group, why in zip(opened, said, strict=True)],
         }

@@ -109,6 +109,15 @@ def test_the_opening_is_bounded():
     assert run(Tick(1100, frozenset()), state=opening()).reason == "opening-deadline"
 
 
+def test_at_the_deadline_what_holds_by_then_is_taken_once():
+    spoiled = run(*map(Answered, (1, 2, 3, 4)), SumRefused("canaries"), state=opening())
+    last, owed = step(spoiled, Tick(1100, frozenset()))
+    assert (last.phase, owed) == (Phase.OPENING, (Action.OPEN_SUM,))
+    assert run(SumOpened(), state=last).phase is Phase.AVERAGED
+    assert run(SumRefused("canaries"), state=last).phase is Phase.ABORTED
+    assert run(Tick(1101, frozenset()), state=last).reason == "canaries"
+
+
 def test_a_restart_owes_what_the_phase_owes():
     assert resume(fresh(), 2000)[1] == ()
     state, owed = resume(opening(), 2000)
