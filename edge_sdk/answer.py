@@ -18,7 +18,7 @@ class Answer:
         model_version: int = 0,
         model_sha256: str = "",
         error: str = "",
-        feedback: Callable[[Any, str | None], None] | None = None,
+        feedback: Callable[[Any, str | None, int], None] | None = None,
     ) -> None:
         """`ranked`: (label, score) pairs, best first; `model_sha256` is hex."""
         self.ranked, self.model_version, self.model_sha256, self.error = ranked, model_version, model_sha256, error
@@ -49,7 +49,10 @@ class Answer:
         except Exception:
             return []
 
-    def feedback(self, label: Any, subject: str | None = None) -> None:
-        """What was right after all: the record is kept with this label and trains the next model."""
+    def feedback(self, label: Any, subject: str | None = None, consent: int = 0) -> None:
+        """What was right after all: the record is kept with this label and trains the next model.
+
+        `consent`: the notice that the subject agreed to, as for `EdgeClient.record`.
+        """
         if self._feedback is not None:
-            self._feedback(label, subject)
+            self._feedback(label, subject, consent)

@@ -7,23 +7,26 @@ or with a count of what was dropped, a line in the log and a call of `on_error`.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from edge_sdk.answer import Answer
 from edge_sdk.config import IDENTITY, Config, ConfigError, load
+from edge_sdk.consent import Consent, checked_version
 from edge_sdk.engine import Engine
 from edge_sdk.governor import Governor
 
 if TYPE_CHECKING:
     from edge_sdk.identity.enrolment import Identity
     from edge_sdk.inference import Models
+    from edge_sdk.recorder import Recorder
     from edge_sdk.surroundings import Surroundings
     from edge_sdk.transport.interface import Transport
 
@@ -33,6 +36,7 @@ REPEAT_S: Final = 10.0
 
 log = logging.getLogger("edge_sdk")
 F = TypeVar("F", bound=Callable[[], object])
+A = TypeVar("A")
 OnError = Callable[[BaseException], None]
 
 
@@ -107,6 +111,7 @@ class EdgeClient:
     ) -> None:
         """Use `edge_sdk.init`. `surroundings` is for tests (`edge_sdk.testing`)."""
         self.config = config
+        self.consent = Consent(self)
         self._governor = Governor(config.active_hours)
         self._on_error = on_error
         self._models: Models | None = None
@@ -143,7 +148,7 @@ class EdgeClient:
             result.ranked,
             model_version=result.model_version,
             model_sha256=result.model_sha256,
-            feedback=lambda label, subject: self.record(task, kept, label, subject),
+            feedback=lambda label, subject, consent: self.record(task, kept, label, subject, consent),
         )
 
     def _wait_for(self, task: str) -> None:
@@ -163,15 +168,22 @@ class EdgeClient:
                 self._models = Models()
             return self._models
 
-    def record(self, task: str, fields: Mapping[str, Any], label: Any, subject: str | None = None) -> None:
-        """Keep a labelled example on this device, encrypted. Returns at once; a full queue drops and counts it."""
+    def record(
+        self, task: str, fields: Mapping[str, Any], label: Any, subject: str | None = None, consent: int = 0
+    ) -> None:
+        """Keep a labelled example on this device, encrypted. Returns at once; a full queue drops and counts it.
+
+        Fields that the task's signed schema does not name are left out. `consent`: the number of the notice that the
+        subject agreed to, 0 where this call carries none; it never undoes a withdrawal.
+        """
         engine = self._engine
         if engine is None:
             return
         try:
             if not isinstance(task, str) or not isinstance(fields, Mapping):
                 raise TypeError(f"record(task: str, fields: mapping, label) got {type(task)}, {type(fields)}")
-            engine.record((task, dict(fields), label, None if subject is None else str(subject)))
+            carried = checked_version(consent) if consent else 0
+            engine.record((task, dict(fields), label, None if subject is None else str(subject), carried))
         except Exception as error:
             engine.live.drop("record-invalid")
             self._fault(error)
@@ -191,6 +203,68 @@ class EdgeClient:
                 raise RuntimeError("forget was not queued: the queue is full; call it again")
         except Exception as error:
             self._fault(error)
+
+    def export(self, subject: str, timeout: float = 5.0) -> dict[str, Any]:
+        """Everything that this device holds of a subject, as plain data: for the subject itself.
+
+        Examples opened, consent history, and the rounds that this device took part in while it held them. {} where it
+        cannot be read within `timeout` seconds. Never raises.
+        """
+        from edge_sdk.disclosure import plain, rounds_of
+
+        def collect(recorder: Recorder) -> dict[str, Any]:
+            held = recorder.export(str(subject))
+            told: dict[str, Any] = plain({**held, "rounds": rounds_of(self.config.home / "device.db", held["tasks"])})
+            return told
+
+        empty: dict[str, Any] = {}
+        return self._asked(collect, timeout, empty)
+
+    def explain(self, task: str, language: str = "en") -> str:
+        """A notice for customers in plain words, "en" or "zh": what is kept, what leaves, how to withdraw.
+
+        "" where it cannot be written, which is told to `on_error`. Never raises.
+        """
+        try:
+            from edge_sdk.disclosure import notice
+
+            return notice(self.config, str(task), language)
+        except Exception as error:
+            self._fault(error)
+            return ""
+
+    def _on_examples(self, action: Callable[[Recorder, int], object]) -> None:
+        """Have the loop thread do something with the examples, in the order of the app's calls. Raises RuntimeError."""
+        engine = self._engine
+        if engine is not None and not engine.ask(lambda: _ignored(action(engine.recorder(), engine.time()))):
+            raise RuntimeError("the request was not queued: the queue is full; call it again")
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """What goes wrong inside is told, not raised."""
+        try:
+            yield
+        except Exception as error:
+            self._fault(error)
+
+    def _asked(self, question: Callable[[Recorder], A], timeout: float, otherwise: A) -> A:
+        """An answer from the loop thread; `otherwise` where it does not come in time."""
+        engine = self._engine
+        if engine is None:
+            return otherwise
+        answers: list[A] = []
+        done = threading.Event()
+
+        def answer() -> None:
+            try:
+                answers.append(question(engine.recorder()))
+            finally:
+                done.set()
+
+        with self._told():
+            if engine.ask(answer):
+                done.wait(max(0.0, min(float(timeout), 60.0)))
+        return answers[0] if answers else otherwise
 
     def status(self) -> dict[str, Any]:
         """A plain dict: phase, connection, models, privacy spent, examples, refusals, counters. Never raises."""
@@ -217,6 +291,7 @@ class EdgeClient:
             "progress": live.progress,
             "waiting_for": live.objection,
             "dropped": dict(live.dropped),
+            "examples_waiting": live.waiting,
             "rebuilt_connections": live.rebuilt,
             **status,
             "models": served or status["models"],
@@ -263,6 +338,10 @@ class EdgeClient:
         self._lock = threading.Lock()
         self._forked = True
         self._engine = None
+
+
+def _ignored(_: object) -> None:
+    """The loop's actions give nothing back."""
 
 
 _clients: weakref.WeakSet[EdgeClient] = weakref.WeakSet()

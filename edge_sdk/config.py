@@ -22,7 +22,7 @@ IDENTITY: Final = "identity"  # folder in the home: the keys and certificates
 _PREFIX: Final = "EDGE_"
 _POSITIVE: Final = (
     *("max_epsilon", "max_delta", "trainer_timeout_s"),
-    *("heartbeat_s", "silence_s", "update_check_s", "epoch_key_s"),
+    *("retention_days", "heartbeat_s", "silence_s", "update_check_s", "epoch_key_s"),
 )
 
 
@@ -50,8 +50,13 @@ class Config:
     insecure_without_noise: bool = False
     max_honest_share: float = 0.8  # of the smallest cohort: shared noise may count on no more
     min_examples: int = 20
+    training: bool = True  # False: this device predicts and updates, and learns nothing (also `edge-sdk training off`)
+    # Fields that may be kept before a signed schema says so, as "task.field"; afterwards the schema alone decides.
+    fields: tuple[str, ...] = ()
+    retention_days: float = 90.0
     # Resources.
     max_examples: int = 20_000
+    max_store_mib: int = 64
     trainer_memory_mib: int = 4096
     trainer_idle_s: float = 60.0
     trainer_timeout_s: float = 900.0
@@ -75,13 +80,15 @@ class Config:
         for name in _POSITIVE:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}; set a positive number")
-        for name in ("min_examples", "max_examples", "trainer_memory_mib", "max_model_mib"):
+        for name in ("min_examples", "max_examples", "max_store_mib", "trainer_memory_mib", "max_model_mib"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; set at least 1")
         if not self.units or set(self.units) - set(UNITS):
             raise ConfigError(f"units is {self.units}; choose from {', '.join(UNITS)}")
         if not self.placements or set(self.placements) - set(PLACEMENTS):
             raise ConfigError(f"placements is {self.placements}; choose from {', '.join(PLACEMENTS)}")
+        if wrong := [entry for entry in self.fields if not all(entry.partition("."))]:
+            raise ConfigError(f"fields holds {wrong[0]!r}; write each as task.field, such as churn.minutes")
         if self.active_hours is not None and not all(0 <= hour <= 24 for hour in self.active_hours):
             raise ConfigError(f"active_hours is {self.active_hours}; give two hours from 0 to 24, such as 20,6")
 

@@ -89,24 +89,20 @@ class Consent:
 
     def give(self, subject: str, version: int, purposes: Iterable[str] | None = None) -> None:
         """The subject agreed to the notice of this number, for these tasks or for every one."""
-        self._client._on_examples(
-            lambda examples: examples.consent_given(
-                str(subject), checked_version(version), checked_purposes(purposes), self._client._time()
-            )
-        )
+        with self._client._told():
+            who, what, tasks = str(subject), checked_version(version), checked_purposes(purposes)
+            self._client._on_examples(lambda recorder, now: recorder.give(who, what, tasks, now))
 
     def withdraw(self, subject: str, purposes: Iterable[str] | None = None) -> None:
         """The subject withdraws: its examples of these tasks are erased, nothing of it is learnt any more.
 
         A job in hand that may learn from it is cancelled, and what waits to be sent and may contain it is dropped.
         """
-        self._client._on_examples(
-            lambda examples: examples.consent_withdrawn(str(subject), checked_purposes(purposes), self._client._time())
-        )
+        with self._client._told():
+            who, tasks = str(subject), checked_purposes(purposes)
+            self._client._on_examples(lambda recorder, now: recorder.withdraw(who, tasks, now))
 
     def of(self, subject: str, timeout: float = 2.0) -> list[dict[str, Any]]:
         """The subject's consent history, oldest first; [] where it cannot be read within `timeout` seconds."""
-        found: list[dict[str, Any]] = self._client._asked(
-            lambda examples: examples.consent_history(str(subject)), timeout, []
-        )
-        return found
+        nothing: list[dict[str, Any]] = []
+        return self._client._asked(lambda recorder: recorder.examples.consent_history(str(subject)), timeout, nothing)

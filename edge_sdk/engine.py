@@ -1,6 +1,6 @@
 """The two threads behind an `EdgeClient`: one speaks, one works. The third belongs to the transport.
 
-The loop thread owns the conversation, the outbox and the recorded examples; the work thread fetches, trains,
+The loop thread owns the conversation, the outbox and the recorder; the work thread fetches, trains,
 protects and installs. Refuses to train when the known-answer test fails. Clock and entropy are passed in.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import queue
 import sqlite3
@@ -23,11 +24,12 @@ from edge_sdk.worker import Worker
 if TYPE_CHECKING:
     from edge_sdk.conversation import Conversation
     from edge_sdk.device_round import OwnKeys
-    from edge_sdk.examples_store import ExamplesStore
     from edge_sdk.identity.enrolment import Identity
     from edge_sdk.identity.epoch_keys import EpochKeys
     from edge_sdk.inference import Models
+    from edge_sdk.journal import Journal, JournalSigner
     from edge_sdk.protocol.messages import Offer
+    from edge_sdk.recorder import Recorder
     from edge_sdk.transport.interface import Transport
 
 INBOX: Final = 4096
@@ -36,6 +38,7 @@ TRY_AGAIN_S: Final = 5.0
 JOIN_S: Final = 10.0
 MAX_OPEN_OFFERS: Final = 64
 MAX_TASKS: Final = 64
+TRAINING_OFF: Final = "training.off"  # a file in the home: the owner said no (`edge-sdk training off`)
 
 log = logging.getLogger("edge_sdk")
 T = TypeVar("T")
@@ -58,8 +61,11 @@ class Engine:
         self.opened = threading.Event()  # every model on the disk is in service, or it failed
         self._on_error = on_error
         self._inbox: queue.Queue[tuple[str, bytes]] = queue.Queue(INBOX)
-        self._app: queue.Queue[Callable[[], None]] = queue.Queue(INBOX)
-        self._records: queue.Queue[Record] = queue.Queue(INBOX)
+        # What the app asks for, numbered in one order over both queues.
+        self._numbers = itertools.count()
+        self._app: queue.Queue[tuple[int, Callable[[], None]]] = queue.Queue(INBOX)
+        self._records: queue.Queue[tuple[int, Record]] = queue.Queue(INBOX)
+        self._next_record: tuple[int, Record] | None = None
         self._internal: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake = threading.Event()
         self.stopping = threading.Event()
@@ -70,8 +76,10 @@ class Engine:
         self._worker = Worker(self)
         self._conversation: Conversation | None = None
         self._transport: Transport | None = None
-        self._examples: ExamplesStore | None = None
+        self._recorder: Recorder | None = None
         self._db: sqlite3.Connection | None = None
+        self._journal: Journal | None = None
+        self._signer: JournalSigner | None = None
         self._identity: Identity | None = None
         self._epoch_keys: EpochKeys | None = None
 
@@ -90,7 +98,7 @@ class Engine:
     def record(self, example: Record) -> bool:
         """Queue an example; False, counted, when the queue is full."""
         try:
-            self._records.put_nowait(example)
+            self._records.put_nowait((next(self._numbers), example))
         except queue.Full:
             self.live.drop("record")
             return False
@@ -100,7 +108,7 @@ class Engine:
     def ask(self, what: Callable[[], None]) -> bool:
         """Queue something for the loop thread, after all that was recorded before."""
         try:
-            self._app.put_nowait(what)
+            self._app.put_nowait((next(self._numbers), what))
         except queue.Full:
             self.live.drop("request")
             return False
@@ -108,12 +116,23 @@ class Engine:
         return True
 
     def forget(self, subject: str) -> bool:
-        return self.ask(lambda: self._forget(subject))
+        return self.ask(lambda: self.recorder().forget(subject))
 
-    def _forget(self, subject: str) -> None:
-        if self._examples is None:
-            raise RuntimeError("nothing was forgotten: examples.db is not open; see the first error")
-        log.info("%d examples of a subject were erased", self._examples.forget(subject))
+    def may_learn(self) -> bool:
+        """False where the device's owner said no. From any thread."""
+        return self.config.training and not (self.config.home / TRAINING_OFF).exists()
+
+    # -- on the loop thread, for the client ----------------------------------------------------------------------------
+
+    def recorder(self) -> Recorder:
+        """The recorder. Raises RuntimeError where the examples could not be opened."""
+        if self._recorder is None:
+            raise RuntimeError("nothing was done: examples.db is not open; see the first error")
+        return self._recorder
+
+    def time(self) -> int:
+        """The verified time, or the clock where this device has no identity. Seconds since 1970."""
+        return int(self.around.clock()) if self._conversation is None else self.now()
 
     # -- the loop thread -------------------------------------------------------------------------------------------
 
@@ -137,21 +156,24 @@ class Engine:
 
     def _open_stores(self) -> None:
         from edge_sdk.device_db import open_device_db
-        from edge_sdk.examples_store import ExamplesStore
+        from edge_sdk.journal import Journal
         from edge_sdk.privacy.ledger import Ledger
+        from edge_sdk.recorder import Recorder, open_examples
 
         home = self.config.home
         self._db = open_device_db(home / "device.db")
         Ledger(self._db)
-        self._examples = ExamplesStore(
-            home / "examples.db", home / "examples.key", self.config.max_examples, self.around.entropy
-        )
-        if self._examples.damage is not None:
-            self.failed(self._examples.damage)
+        examples = open_examples(self.config, self.around.entropy)
+        schemas = lambda: {task: model.schema for task, model in self.models().serving().items()}  # noqa: E731 - one line
+        self._journal = Journal(self._db, self.time)
+        self._recorder = Recorder(self.config, examples, schemas, self.live, self._journal)
+        if examples.damage is not None:
+            self.failed(examples.damage)
 
     def _open_identity(self) -> None:
         from edge_sdk.conversation import Conversation, Speaker
         from edge_sdk.identity.epoch_keys import EpochKeys
+        from edge_sdk.journal import JournalSigner
 
         assert self._db is not None
         who = self._identity = self.around.identity()
@@ -162,8 +184,29 @@ class Engine:
         self._conversation = Conversation(
             speaker, self._db, self.config.home / "outbox", self,
             heartbeat_s=self.config.heartbeat_s, silence_s=self.config.silence_s, epoch_key_s=self.config.epoch_key_s,
-            not_before=who.not_before,
+            not_before=who.not_before, journal=self._journal,
         )  # fmt: skip
+        assert self._journal is not None
+        self._signer = JournalSigner(
+            self._db, self._journal, self.config.home,
+            fleet=who.bundle.fleet, device=who.device, key=who.keys.sign_public, sign=who.keys.sign,
+        )  # fmt: skip
+        self._sign_journal(start=True)
+
+    def _sign_journal(self, *, start: bool = False, end: bool = False) -> None:
+        if self._signer is None:
+            return
+        try:
+            if start:
+                self._signer.begin(self.time())
+            self._signer.turn(self.time(), all_of_it=end)
+        except (OSError, sqlite3.Error) as error:
+            log.warning("the journal is not signed now, it is tried again: %s", error)
+
+    def note(self, kind: str, task: str, number: int, /, **data: str | int) -> None:
+        """Into the journal, from any thread; without the loop's turn it waits."""
+        if self._journal is not None:
+            self.on_loop(functools.partial(self._journal.note, kind, task, number, **data))
 
     def _serve_offline(self) -> None:
         """Without an identity there is no fleet, but the last good models still answer."""
@@ -185,18 +228,19 @@ class Engine:
 
     def _turn(self) -> None:
         """Each part is guarded on its own: one that fails at every turn must not keep the others from theirs."""
-        self.guarded(self._take_records)
-        for action in _drained(self._app):
-            self.guarded(self._take_records)  # what was recorded before this was asked for comes first
-            self.guarded(action)
+        if self.opened.is_set():  # before, nobody can say which fields the models' schemas know
+            self.guarded(self._take_requests)
+            self.guarded(self._care_for_examples)
         for action in _drained(self._internal):
             self.guarded(action)
         talk = self._conversation
         if talk is None:
             return
         tick = self.around.tick()
+        self.guarded(lambda: self._settle_withdrawals(talk))
         self._take_messages(talk)
         self.guarded(lambda: talk.turn(tick, self.around.clock()))
+        self.guarded(self._sign_journal)
         self.guarded(lambda: self._end_silence(talk, tick))
         self.guarded(lambda: self._schedule(tick, talk.now(self.around.clock())))
 
@@ -206,16 +250,43 @@ class Engine:
             talk.connection(False, tick)
             self._reconnect()
 
-    def _take_records(self) -> None:
-        batch = list(_drained(self._records))
+    def _take_requests(self) -> None:
+        """What the app recorded and asked for, in its order."""
+        for number, action in _drained(self._app):
+            self.guarded(functools.partial(self._take_records, number))
+            self.guarded(action)
+        self._take_records()
+
+    def _take_records(self, before: float = float("inf")) -> None:
+        batch: list[Record] = []
+        with contextlib.suppress(queue.Empty):
+            while len(batch) < INBOX:
+                item = self._next_record or self._records.get_nowait()
+                self._next_record = item if item[0] > before else None
+                if self._next_record is not None:
+                    break
+                batch.append(item[1])
         if not batch:
             return
-        kept = 0
-        try:
-            kept = self._examples.add_many(batch) if self._examples is not None else 0
-        finally:
-            if kept < len(batch):
-                self.live.drop("example", len(batch) - kept)
+        if self._recorder is None:
+            self.live.drop("example", len(batch))
+        else:
+            self._recorder.take(batch, self.time())
+
+    def _care_for_examples(self) -> None:
+        from edge_sdk.device_db import TIME_LATEST, fact
+
+        if self._recorder is not None and self._db is not None:
+            self._recorder.turn(self.around.tick(), self.time(), fact(self._db, TIME_LATEST))
+
+    def _settle_withdrawals(self, talk: Conversation) -> None:
+        """Uploads that may hold what was erased do not leave, even where the erasing process died, or was another."""
+        if self._recorder is not None:
+            for task, erasures in self._recorder.examples.owed().items():
+                talk.withdraw(task)
+                self._recorder.examples.settled(task, erasures)
+        if not self.may_learn() and talk.outbox.pending():
+            talk.withdraw(None)
 
     def _take_messages(self, talk: Conversation) -> None:
         for topic, payload in _drained(self._inbox):
@@ -226,8 +297,11 @@ class Engine:
         self.guarded(lambda: self._worker.stop(JOIN_S))
         if self._transport is not None:
             self.guarded(self._transport.stop)
-        self.guarded(self._take_records)
-        for store in (self._examples, self._db):
+        self.guarded(self._take_requests)
+        if self._conversation is not None:
+            self.guarded(functools.partial(self._settle_withdrawals, self._conversation))
+        self.guarded(lambda: self._sign_journal(end=True))
+        for store in (self._recorder, self._db):
             if store is not None:
                 self.guarded(store.close)
         self.live.phase, self.live.connected = "closed", False

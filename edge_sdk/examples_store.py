@@ -424,6 +424,15 @@ class ExamplesStore:
 
     # -- fields --------------------------------------------------------------------------------------------------------
 
+    def schema(self, task: str) -> int:
+        """The digest that `set_schema` was last given for a task, 0 for none."""
+        return self._fact(f"schema:{task}")
+
+    def set_schema(self, task: str, digest: int) -> None:
+        """Remember by which schema the examples of a task were kept."""
+        if self.schema(task) != digest:
+            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (f"schema:{task}", digest))
+
     def rewrite(self, task: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
         """Store examples of a task anew where `change` gives other fields; returns how many."""
         changed = 0

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from edge_sdk.protocol.messages import Offer
     from edge_sdk.transport.interface import Transport
 
-Record = tuple[str, Mapping[str, Any], Any, str | None]  # task, fields, label, subject
+Record = tuple[str, Mapping[str, Any], Any, str | None, int]  # task, fields, label, subject, consent
 
 
 class Surroundings(Protocol):
@@ -62,6 +62,7 @@ class Live:
     objection: str = ""
     progress: str = ""
     rebuilt: int = 0
+    waiting: int = 0  # examples in memory, until their task's schema is known
 
     def drop(self, what: str, n: int = 1) -> None:
         """Count something that could not be taken."""

@@ -32,6 +32,7 @@ LOOK_AGAIN_S: Final = 20.0
 PROBE_AGAIN_S: Final = 600.0  # a machine too loaded to probe a model needs longer than a lost message
 PATIENCE_S: Final = 0.5
 MAX_FILE_BYTES: Final = 2**31
+JOURNALED: Final = {"offer-refused", "update-refused", "training-failed"}
 
 log = logging.getLogger("edge_sdk")
 
@@ -94,16 +95,17 @@ class Worker:
         self._arithmetic_is_exact = True
 
     def _round_work(self, who: Identity, connection: sqlite3.Connection) -> RoundWork:
-        from edge_sdk.examples_store import ExamplesStore
+        from edge_sdk.journal import Journal
+        from edge_sdk.recorder import open_examples
         from edge_sdk.round_work import Device, RoundWork
 
         config, entropy = self._engine.config, self._engine.around.entropy
         device = Device(who.bundle.fleet, self._engine.own_keys, who.bundle.authority_key, who.keys.sign, entropy)
-        home = config.home
-        examples = ExamplesStore(home / "examples.db", home / "examples.key", config.max_examples, entropy)
+        examples = open_examples(config, entropy)
         return RoundWork(
             device, config, connection, examples,
             fetch=self._fetch, train=self._train, locked_graph=self._locked_graph,
+            journal=Journal(connection, self._engine.time),
         )  # fmt: skip
 
     def _close(self) -> None:
@@ -128,6 +130,7 @@ class Worker:
             if model is not None:
                 log.info("task %s: model version %d (%s) is in service", task, model.version, model.sha256[:12])
                 self._report(task, "installed", f"version {model.version} {model.sha256}")
+                self._engine.note("installed", task, 0, version=model.version, sha256=model.sha256)
         except UpdateUnavailable as error:
             log.info("task %s: no update now: %s", task, error)
             again = PROBE_AGAIN_S if error.reason == "probe-timeout" else LOOK_AGAIN_S
@@ -208,6 +211,8 @@ class Worker:
         return tick - self._objected_at > PATIENCE_S
 
     def _objection(self) -> str:
+        if not self._engine.may_learn():
+            return "training-off"
         return self._engine.governor.objection(self._engine.around.hour())
 
     def _train(self, given: TrainingInput, cancelled: Callable[[], bool]) -> TrainResult:
@@ -278,6 +283,8 @@ class Worker:
             talk = self._engine.talk()
             talk.refuse(reason, f"{event} in round {round_number} of {task}: {error}")
             talk.report(task, round_number, event, reason, str(error))
+            if event in JOURNALED:
+                self._engine.note(event, task, round_number, reason=reason)
 
         self._engine.on_loop(tell)
 

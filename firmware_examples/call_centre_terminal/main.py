@@ -75,7 +75,9 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     history = list(calls(chosen.data, chosen.label))
-    with edge_sdk.init(home=chosen.home) as fl:
+    # Before the first signed model is here, this list says what may be kept; then its schema does.
+    fields = tuple(f"{chosen.task}.{name}" for name in history[0][0])
+    with edge_sdk.init(home=chosen.home, fields=fields) as fl:
         load_history(fl, chosen.task, history)
         turn = 0
         while not stop.wait(chosen.every):

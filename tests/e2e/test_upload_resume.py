@@ -133,7 +133,15 @@ class Patient(kill.World):
         row = Device(NAME, keys.sign_public, keys.epoch_public, "1", 2**33, "active", "kiosk", False, 1, None)
         self._add(row)
         self.broker.reload([*self.names, NAME])
-        config = load({}, home=home, min_examples=5, silence_s=2.0, heartbeat_s=10.0, max_epsilon=50.0)
+        config = load(
+            {},
+            home=home,
+            min_examples=5,
+            silence_s=2.0,
+            heartbeat_s=10.0,
+            max_epsilon=50.0,
+            fields=tuple(f"churn.f{i}" for i in range(12)),
+        )
         self.system = SlowSystem(config)
         self.client = self._client(config)
 

@@ -12,6 +12,7 @@ from edge_sdk.examples_store import ExamplesStore
 from edge_sdk.testing import FakeAggregator
 
 RECORD = {"minutes": 120.0, "plan": "gold"}
+FIELDS = ("churn.minutes", "churn.plan")
 LOOP: list[object] = []
 LOOP.append(LOOP)
 
@@ -43,7 +44,7 @@ def test_a_bad_example_between_a_hundred_good_ones_is_the_only_one_dropped(tmp_p
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_client_counts_the_bad_example_and_keeps_the_good(tmp_path):
-    with FakeAggregator(tmp_path) as fake, fake.client() as fl:
+    with FakeAggregator(tmp_path) as fake, fake.client(fields=FIELDS) as fl:
         for n in range(50):
             fl.record("churn", RECORD, "stays", f"customer-{n}")
         fl.record("churn", RECORD, "stays", "\ud800")
@@ -58,7 +59,7 @@ def test_a_client_counts_the_bad_example_and_keeps_the_good(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_batch_that_cannot_be_written_is_counted_whole(tmp_path):
-    with FakeAggregator(tmp_path) as fake, fake.client() as fl:
+    with FakeAggregator(tmp_path) as fake, fake.client(fields=FIELDS) as fl:
         assert fake.wait_for(lambda: fl.status()["phase"] == "idle")  # until then the work thread may make the table
         other = sqlite3.connect(tmp_path / "examples.db")
         other.execute("DROP TABLE examples")

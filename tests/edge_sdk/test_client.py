@@ -24,6 +24,7 @@ SCHEMA = Schema(
 )
 MODEL = tabular_classifier(SCHEMA, [4], seed=1)
 RECORD = {"minutes": 120.0, "plan": "gold"}
+FIELDS = ("churn.minutes", "churn.plan")
 
 
 @pytest.fixture
@@ -58,10 +59,10 @@ def test_feedback_becomes_an_example_that_survives_a_restart(fake):
 
 
 def test_what_was_recorded_just_before_the_end_is_kept(fake):
-    with fake.client() as fl:
+    with fake.client(fields=FIELDS) as fl:
         for _ in range(500):
             fl.record("churn", RECORD, "stays")
-    with fake.client() as fl:
+    with fake.client(fields=FIELDS) as fl:
         fl.flush(5.0)
         assert fl.status()["examples"] == {"churn": 500}
 
@@ -155,7 +156,7 @@ def test_an_on_error_hook_that_fails_does_no_harm(fake):
 
 
 def test_a_flood_of_records_is_bounded_and_counted(fake):
-    with fake.client() as fl:
+    with fake.client(fields=FIELDS) as fl:
         begin = time.monotonic()
         for _ in range(20_000):
             fl.record("churn", RECORD, "stays")

@@ -64,10 +64,10 @@ def test_a_key_that_cannot_be_written_whole_is_not_written(tmp_path):
 def test_a_client_with_a_damaged_key_tells_it_and_goes_on(tmp_path, capsys):
     told: list[BaseException] = []
     with FakeAggregator(tmp_path) as fake:
-        with fake.client() as fl:
+        with fake.client(fields=("churn.n",)) as fl:
             fl.record("churn", {"n": 1}, "x")
         (tmp_path / "examples.key").write_bytes(b"")
-        with fake.client(on_error=told.append) as fl:
+        with fake.client(on_error=told.append, fields=("churn.n",)) as fl:
             fl.record("churn", {"n": 2}, "x")
             assert fl.flush(5.0)
             assert fl.status()["phase"] != "failed"

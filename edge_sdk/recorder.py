@@ -1,0 +1,208 @@
+"""From what the app records to what lies on the disk: fields, waiting room, retention. Loop thread; reads no clock.
+
+Refuses every field that neither the signed schema of the task's model nor, before there is one, the owner's list
+names. Examples of a task of which nothing is known yet wait in memory, 256 at most; a restart loses them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from edge_sdk.config import Config
+from edge_sdk.consent import EVERY_TASK
+from edge_sdk.examples_store import ExamplesStore, NewExample
+from edge_sdk.field_rules import FieldRules
+from edge_sdk.retention import DAY_S, FIRST_SWEEP_S
+from edge_sdk.surroundings import Live, Record
+
+if TYPE_CHECKING:
+    from edge_sdk.artifact.schema import Schema
+    from edge_sdk.journal import Journal
+
+MOST_WAITING: Final = 256
+MOST_NOTED: Final = 16  # purposes named in one journal entry
+SWEEP_S: Final = 3600.0
+
+log = logging.getLogger("edge_sdk")
+
+
+def open_examples(config: Config, entropy: Callable[[int], bytes]) -> ExamplesStore:
+    """The device's example store, as its settings bound it. Raises OSError, sqlite3.Error."""
+    home = config.home
+    return ExamplesStore(
+        home / "examples.db", home / "examples.key", config.max_examples, entropy,
+        max_bytes=config.max_store_mib * 2**20, retention_s=int(config.retention_days * DAY_S),
+    )  # fmt: skip
+
+
+class Recorder:
+    """Owns the store on the loop thread."""
+
+    def __init__(
+        self, config: Config, examples: ExamplesStore, schemas: Callable[[], Mapping[str, Schema]], live: Live,
+        journal: Journal | None = None,
+    ) -> None:  # fmt: skip
+        """`schemas()`: the signed schema of every task whose model is in service."""
+        self._journal = journal
+        self.examples, self._schemas, self._live, self._listed = examples, schemas, live, config.fields
+        self._waiting: list[NewExample] = []
+        self._known: dict[str, tuple[Schema, FieldRules]] = {}
+        self._warned: set[tuple[str, str]] = set()
+        self._swept_at: float | None = None
+
+    # -- recording -----------------------------------------------------------------------------------------------------
+
+    def take(self, records: Iterable[Record], now: int) -> None:
+        """Keep what may be kept; what may not is counted in `status`."""
+        ready: list[NewExample] = []
+        for record in (*self._admitted(), *(NewExample(*record) for record in records)):
+            try:
+                ready += self._ruled(record)
+            except Exception as error:
+                # A field's name may do anything when it is compared: it costs this example alone.
+                self._live.drop("example")
+                log.warning("an example was not kept: %s; give its fields plain names", type(error).__name__)
+        if not ready:
+            return
+        kept, withheld = 0, self.examples.withheld
+        try:
+            kept = self.examples.add_many(ready, now)
+        finally:
+            withheld = self.examples.withheld - withheld
+            if withheld:
+                self._live.drop("consent-withdrawn", withheld)
+            if kept + withheld < len(ready):
+                self._live.drop("example", len(ready) - kept - withheld)
+
+    def _admitted(self) -> list[NewExample]:
+        """Those in the waiting room whose task is known by now."""
+        if not self._waiting:
+            return []
+        known = {task for task in {new.task for new in self._waiting} if self._rules(task) is not None}
+        ready = [new for new in self._waiting if new.task in known]
+        self._waiting = [new for new in self._waiting if new.task not in known]
+        return ready
+
+    def _ruled(self, new: NewExample) -> list[NewExample]:
+        rules = self._rules(new.task)
+        if rules is None:
+            self._wait(new)
+            return []
+        if refused := rules.refused(new.fields):
+            self._tell_dropped(new.task, refused)
+        fields = rules.apply(new.fields)
+        if refused and not fields:
+            self._live.drop("example")
+            return []
+        return [new._replace(fields=fields)]
+
+    def _wait(self, new: NewExample) -> None:
+        if len(self._waiting) >= MOST_WAITING:
+            self._live.drop("example-waiting")
+            log.warning("examples of %s wait for its model and no more fit: name its fields in edge.toml", new.task)
+            return
+        self._waiting.append(new)
+        self._live.waiting = len(self._waiting)
+
+    def _tell_dropped(self, task: str, names: list[str]) -> None:
+        self.examples.fields_dropped(task, names)
+        for name in names:
+            if (task, name) not in self._warned and len(self._warned) < MOST_WAITING:
+                self._warned.add((task, name))
+                log.warning("the field %r of %s is not kept: the schema does not name it", name[:64], task)
+
+    def _rules(self, task: str) -> FieldRules | None:
+        schema = self._schemas().get(task)
+        if schema is None:
+            rules = FieldRules.of_list(task, self._listed)
+            if rules is not None:
+                self.examples.set_schema(task, 0)
+            return rules
+        known = self._known.get(task)
+        if known is not None and known[0] is schema:
+            return known[1]
+        rules = FieldRules.of_schema(schema)
+        if self.examples.schema(task) != rules.digest:
+            changed = self.examples.rewrite(task, rules.apply)
+            self.examples.set_schema(task, rules.digest)
+            log.info("%d examples of %s were narrowed to the schema of its model", changed, task)
+        self._known[task] = (schema, rules)
+        return rules
+
+    # -- erasing -------------------------------------------------------------------------------------------------------
+
+    def forget(self, subject: str) -> None:
+        """Erase a subject's examples, those that wait included."""
+        self._leave(subject, None)
+        gone = self.examples.forget(subject)
+        log.info("%d examples of a subject were erased", gone)
+        self._note("forgotten", examples=gone)
+
+    def give(self, subject: str, version: int, purposes: tuple[str, ...], now: int) -> None:
+        """Enter a consent."""
+        self.examples.consent_given(subject, version, purposes, now)
+        self._note("consent-given", version=version, purposes=list(purposes)[:MOST_NOTED])
+
+    def withdraw(self, subject: str, purposes: tuple[str, ...], now: int) -> None:
+        """Enter a withdrawal of consent and erase what it covers."""
+        self._leave(subject, None if EVERY_TASK in purposes else purposes)
+        gone = self.examples.consent_withdrawn(subject, purposes, now)
+        log.info("%d examples were erased after a withdrawal", gone)
+        self._note("consent-withdrawn", examples=gone, purposes=list(purposes)[:MOST_NOTED])
+
+    def _note(self, kind: str, **data: Any) -> None:
+        """Into the journal: how many, never whose."""
+        if self._journal is not None:
+            self._journal.note(kind, **data)
+
+    def _leave(self, subject: str, tasks: tuple[str, ...] | None) -> None:
+        self._waiting = [
+            new for new in self._waiting if str(new.subject) != subject or (tasks is not None and new.task not in tasks)
+        ]
+        self._live.waiting = len(self._waiting)
+
+    # -- what time does ----------------------------------------------------------------------------------------------
+
+    def turn(self, tick: float, now: int, vouched: int) -> None:
+        """Admit who waits, erase what is too old. `vouched`: see `retention.age_clock`."""
+        if self._waiting:
+            self.take((), now)
+            self._live.waiting = len(self._waiting)
+        self.examples.truncate_owed()
+        if self._swept_at is None or tick - self._swept_at >= SWEEP_S:
+            elapsed = FIRST_SWEEP_S if self._swept_at is None else tick - self._swept_at
+            self._swept_at = tick
+            gone = self.examples.sweep(now, vouched=vouched, elapsed_s=elapsed)
+            if gone:
+                log.info("%d examples were older than the retention and are erased", gone)
+                self._note("retention", examples=gone)
+
+    def close(self) -> None:
+        """What still waits is lost, and counted."""
+        if self._waiting:
+            self._live.drop("example-waiting", len(self._waiting))
+            log.warning("%d examples waited for a model that never came, and are lost", len(self._waiting))
+        with contextlib.suppress(Exception):  # the process ends either way
+            self.examples.close()
+
+    def export(self, subject: str) -> dict[str, Any]:
+        """What is held of a subject: examples, those that wait, consent, and tasks with their times."""
+        waiting = [
+            {"task": new.task, "recorded_at": None, "fields": dict(new.fields), "label": new.label}
+            for new in self._waiting
+            if str(new.subject) == subject
+        ]
+        return {**held_of(self.examples, subject), "waiting": waiting}
+
+
+def held_of(examples: ExamplesStore, subject: str) -> dict[str, Any]:
+    """What the store holds of a subject, opened."""
+    return {
+        "subject": subject,
+        "examples": examples.held(subject),
+        "consent": examples.consent_history(subject),
+        "tasks": examples.tasks_of(subject),
+    }
