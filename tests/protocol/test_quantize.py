@@ -1,4 +1,4 @@
-"""Clip, unbiased rounding within the stated norm, and back."""
+"""Clip, unbiased rounding within the stated norm, sums that stay together, and back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sdk.protocol.errors import LocalProtocolError, SizingRefused
-from edge_sdk.protocol.quantize import dequantize, integer_bound, l2_bound, quantize
+from edge_sdk.protocol.quantize import SUM_SCALE, dequantize, integer_bound, l2_bound, quantize, quantize_sum
 from edge_sdk.protocol.secagg.keystream import Keystream
 
 KEY = bytes(range(32))
@@ -110,3 +110,68 @@ def test_the_mean_comes_back():
 def test_an_empty_or_zero_vector_passes():
     assert quantize(np.zeros(0, np.float32), 1.0, 0.1, Keystream(KEY)).shape == (0,)
     assert not quantize(np.zeros(9, np.float32), 1.0, 0.1, Keystream(KEY)).any()
+
+
+class GivenUniforms:
+    """A keystream whose words the test chooses: the same ones every time it is made."""
+
+    def __init__(self, words: np.ndarray) -> None:
+        self.words, self.at = words.astype(np.uint32), 0
+
+    def uint32(self, count: int) -> np.ndarray:
+        self.at += count
+        return self.words[self.at - count : self.at]
+
+
+# Places where rounding could go wrong: on the grid, a hair beside it, and huge or tiny beside the step.
+NEAR = st.sampled_from([0.0, 1e-9, -1e-9, 2.0**-24, -(2.0**-24), 0.5, 1 - 1e-7])
+PLACES = st.tuples(st.integers(-3000, 3000), NEAR)
+EXTREMES = st.sampled_from([0, 1, 2**31, 2**32 - 2, 2**32 - 1])
+
+
+@given(
+    st.lists(
+        st.tuples(PLACES, st.floats(-1, 1), st.one_of(EXTREMES, st.integers(0, 2**32 - 1))), min_size=1, max_size=40
+    ),
+    st.sampled_from([0.3, 1.0, 5.0, 64.0, 999.5]),
+    st.sampled_from([1.0, 3.0, 1e9]),
+)
+@settings(max_examples=300, deadline=None)
+def test_sums_that_differ_by_one_gradient_stay_within_the_charged_bound_for_the_same_uniforms(places, radius, clips):
+    step = 1e-3
+    gradient_clip, clip = radius * step, radius * step * clips
+    scale = step / SUM_SCALE
+    before = np.array([(k + e) * scale for (k, e), _, _ in places], np.float32)
+    gradient = np.array([g for _, g, _ in places])
+    gradient *= gradient_clip / max(np.linalg.norm(gradient), 1e-30)
+    after = (before + gradient).astype(np.float32)
+    moved = np.linalg.norm(after.astype(float) - before)
+    words = np.array([w for _, _, w in places])
+    clip = min(clip, 2.0**20 * step)
+    one, other = (quantize_sum(v, clip, step, GivenUniforms(words)).astype(int) for v in (before, after))
+    # What float32 itself adds to the distance is training's; the room for it is tested below.
+    assert norm(one - other) <= max(moved, gradient_clip) / step + math.sqrt(len(places))
+    assert max(np.abs(one).max(), np.abs(other).max()) <= integer_bound(clip, step)
+
+
+def test_a_sum_in_float32_of_64_gradients_keeps_the_bound_though_each_is_at_the_clip():
+    rng = np.random.default_rng(7)
+    size, clip, step = 50, 1.0, 2.0**-14
+    for trial in range(50):
+        gradients = rng.normal(size=(64, size)) * (rng.random(size) < 0.2)
+        gradients = (gradients * (clip / np.linalg.norm(gradients, axis=1, keepdims=True))).astype(np.float32)
+        sums = [np.add.accumulate(rows, dtype=np.float32)[-1] for rows in (gradients, gradients[1:])]
+        key = bytes([trial] * 32)
+        one, other = (quantize_sum(total, 64.0, step, Keystream(key)).astype(int) for total in sums)
+        assert norm(one - other) <= clip / step + math.sqrt(size)
+
+
+def test_a_sum_is_rounded_without_bias_and_a_long_one_projected():
+    vector = np.array([0.3, -0.3, 1.75, -2.5, 0.001], np.float32)
+    stream = Keystream(KEY)
+    draws = np.array([quantize_sum(vector, 1e3, 1.0, stream) for _ in range(20_000)])
+    assert np.abs(draws.mean(axis=0) - SUM_SCALE * vector).max() < 4 * 0.5 / math.sqrt(20_000)
+    long = np.random.default_rng(0).standard_normal(50_000).astype(np.float32)
+    assert abs(norm(quantize_sum(long, 1.0, 1e-5, Keystream(KEY))) * 1e-5 - SUM_SCALE) < 1e-3
+    with pytest.raises(LocalProtocolError):
+        quantize_sum(np.array([np.nan], np.float32), 1.0, 0.1, Keystream(KEY))
