@@ -21,7 +21,9 @@ from edge_sdk.held_offers import HeldOffer, HeldOffers
 from edge_sdk.identity.epoch_keys import EpochKeys
 from edge_sdk.journal import Journal, Witness
 from edge_sdk.key_rotation import KeyRotation
+from edge_sdk.ledger_report import LedgerReport
 from edge_sdk.outbox import Outbox
+from edge_sdk.privacy.curves import LedgerError
 from edge_sdk.protocol import codec, roster, topics
 from edge_sdk.protocol.errors import (
     MalformedMessage,
@@ -134,6 +136,7 @@ class Conversation:
         self.outbox = Outbox(connection, outbox_folder, speaker.encode, silence_s, journal)
         self.blobs = BlobReader(speaker.entropy)
         self._held = HeldOffers(connection)
+        self._spent = LedgerReport(connection)
         self._rotation = KeyRotation(
             speaker.epoch_keys, connection, self._held, speaker.device,
             epoch_key_s=epoch_key_s, entropy=speaker.entropy, born_at=not_before,
@@ -192,6 +195,7 @@ class Conversation:
         self._ask_at = self._beat_at = tick
         self.blobs.reconnected()
         self._rotation.connected()
+        self._spent.connected()
         self._remember("connections", self._connections)
         self._tell_withdrawn(self.outbox.withdrawn(self._floor))  # the aggregator may have missed it
 
@@ -402,10 +406,21 @@ class Conversation:
             self._asked = self._me.entropy(8)
             self._ask_at = tick + ASK_AGAIN_S
             self.send(Ask(self._asked, self._witness.newest))
+        self._tell_spent()
         while self._queue and self._publish(*self._queue[0]):
             self._queue.popleft()
         self.blobs.pump(self._ask_block, tick)
         self.outbox.pump(self._publish, self.now(clock), tick)
+
+    def _tell_spent(self) -> None:
+        """Before the upload that was paid for is announced: its acceptance must not overtake this."""
+        try:
+            spent = self._spent.turn()
+        except (LedgerError, OSError, sqlite3.Error) as error:
+            self.refuse(getattr(error, "reason", "disk"), f"what was spent could not be told now: {error}")
+            return
+        if spent is not None:
+            self.send(spent)
 
     def _rotate(self, tick: float, clock: float) -> None:
         """A disk that takes no key must not keep the rest of the turn from its time; it is tried again."""
