@@ -172,11 +172,15 @@ class Engine:
 
     def _open_identity(self) -> None:
         from edge_sdk.conversation import Conversation, Speaker
+        from edge_sdk.device_db import transaction
         from edge_sdk.identity.epoch_keys import EpochKeys
         from edge_sdk.journal import JournalSigner
+        from edge_sdk.privacy.ledger import Ledger
 
         assert self._db is not None
         who = self._identity = self.around.identity()
+        with transaction(self._db):  # before anything can be charged
+            Ledger(self._db).carry(who.spent)
         keys = self._epoch_keys = EpochKeys(self.config.home / IDENTITY, who.keys)
         speaker = Speaker(
             who.bundle.fleet, who.device, who.keys.sign, who.bundle.aggregator_key, keys, self.around.entropy
