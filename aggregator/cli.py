@@ -1,4 +1,4 @@
-"""`aggregator init | serve | enroll-token | devices | task | status | renew | demo`.
+"""`aggregator init | serve | enroll-token | devices | task | status | renew | audit | demo`.
 
 Says what went wrong in one line and the remedy in another, and exits with 2. Never shows a traceback for what an
 operator can put right.
@@ -90,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_fleet(commands)
     _add_tasks(commands)
     _add_demo(commands)
+    from aggregator.audit_commands import add_commands
+
+    add_commands(commands, _add, _Parser)
     return parser
 
 

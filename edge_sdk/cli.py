@@ -110,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("task")
     predict.add_argument("--json-record", required=True, metavar="JSON", help="the record's fields as a JSON object")
     predict.add_argument("--json", action="store_true")
+    from edge_sdk.audit_commands import add_commands
+
+    add_commands(commands, _command)
     return parser
 
 
@@ -201,6 +204,8 @@ def _told(status: Mapping[str, Any]) -> list[str]:
     for u in status["uploads"]:
         lines.append(f"upload    {u['task']} round {u['round']}: {u['state']} {u['reason']}".rstrip())
     lines += [f"refused   {reason}: {n}" for reason, n in status["refusals"].items()]
+    if n := sum(status["counters"].get("audit", {}).values()):
+        lines.append(f"alarm     the aggregator's log contradicted what it showed before, {n} times")
     return lines
 
 
