@@ -126,6 +126,7 @@ def _add_fleet(commands: Any) -> None:
     token.add_argument("--ttl", type=duration, default="24h", help="how long it is good, such as 30m, 24h, 7d")
     token.add_argument("--kind", default="device", help="a word of your own, such as kiosk")
     token.add_argument("--steward", action="store_true", help="an always-on host that may sit on the committee")
+    token.add_argument("--replace", metavar="NAME", help="revoke this device first, so that its name can enrol again")
     token.add_argument("--json", action="store_true")
     devices = _add(commands, "devices", _devices, "list the fleet's devices, or revoke one")
     devices.add_argument("action", nargs="?", choices=("list", "revoke"), default="list")
@@ -133,6 +134,10 @@ def _add_fleet(commands: Any) -> None:
     devices.add_argument("--json", action="store_true")
     shown = _add(commands, "status", _status, "rounds, what they wait for, privacy spent, refusals")
     shown.add_argument("--json", action="store_true")
+    ledger = _add(commands, "ledger", _ledger, "privacy spent by model and by device, and where a device's word differs")
+    ledger.add_argument("--task", help="this task alone")
+    ledger.add_argument("--device", help="this device alone")
+    ledger.add_argument("--json", action="store_true")
     renew = _add(commands, "renew", _renew, "sign root and targets anew: targets within 90 days, root within a year")
     renew.add_argument("--offline", help="folder of the offline keys (default: HOME/offline)")
     renew.add_argument("--passphrase-file", help="default: the one that init drew")
@@ -220,6 +225,8 @@ def _enroll_token(chosen: argparse.Namespace) -> int:
     now = time.time()
     authority = open_authority(Home(home).authority, now=now)
     with status.opened(home, config) as (_, registry):
+        if chosen.replace:
+            registry.revoke(chosen.replace, now=now)
         token = registry.create_token(
             fingerprint=authority.fingerprint,
             address=f"{config.host}:{config.enrol_port}",
@@ -277,6 +284,20 @@ def _status(chosen: argparse.Namespace) -> int:
     with status.opened(home, config) as (store, registry):
         gathered = status.gather(home, store, registry, time.time())
     print(json.dumps(gathered) if chosen.json else "\n".join(status.lines(gathered)))
+    return 0
+
+
+def _ledger(chosen: argparse.Namespace) -> int:
+    from aggregator import ledger_report
+
+    home, config = _opened(chosen)
+    with status.opened(home, config) as (store, registry):
+        if chosen.device and registry.get(chosen.device) is None:
+            raise ConfigError(f"there is no device {chosen.device!r}", "see `aggregator devices`")
+        if chosen.task and store.task(chosen.task) is None:
+            raise ConfigError(f"there is no task {chosen.task!r}", "see `aggregator task list`")
+        gathered = ledger_report.gather(store, task=chosen.task, device=chosen.device)
+    print(json.dumps(gathered) if chosen.json else "\n".join(ledger_report.lines(gathered)))
     return 0
 
 
