@@ -12,6 +12,8 @@ from aggregator.config import Config
 from aggregator.errors import TaskRefused
 from aggregator.fleet.registry import Registry
 from aggregator.home import Home
+from aggregator.ledger import Alarm, Ledger
+from aggregator.ledger_report import alarm_lines
 from aggregator.server_round import said_why
 from aggregator.store.rows import RoundRow, TaskRow
 from aggregator.store.schema import open_database
@@ -45,6 +47,7 @@ def gather(home: Path, store: Store, registry: Registry, now: float) -> Status:
         "fleet": registry.fleet,
         "devices": {"active": len(active), "live": len(live & set(active)), "revoked": len(devices) - len(active)},
         "tasks": [_task(home, store, row, now) for row in store.tasks()],
+        "ledger_alarms": [alarm._asdict() for alarm in Ledger(store.connection).alarms() if alarm.standing],
         "offline_roles_days": renewal.days_left(home, now),
         "refusals": {f"{kind}/{reason}": count for (kind, reason), count in sorted(store.refusals().items())},
     }
@@ -161,6 +164,7 @@ def lines(status: Status) -> list[str]:
         text += task_lines(task)
     if not status["tasks"]:
         text.append("no tasks yet: aggregator task create NAME --model FILE.onnx --held-out FILE.jsonl")
+    text += alarm_lines([Alarm(**alarm) for alarm in status["ledger_alarms"]])
     if reminder := renewal.reminder(status["offline_roles_days"]):
         text.append(reminder)
     refused = ", ".join(f"{count} {reason}" for reason, count in status["refusals"].items())
