@@ -1,0 +1,98 @@
+"""What `aggregator ledger` shows: what models and devices have spent, and where a device's word differs. Reads only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aggregator import tasks
+from aggregator.comparison import said
+from aggregator.ledger import Account, Alarm, Ledger
+from aggregator.store.store import Store
+from edge_sdk.privacy import accounting
+from edge_sdk.privacy.accounting import ACCOUNTANT_VERSION
+from edge_sdk.privacy.curves import unpack
+
+Report = dict[str, Any]
+
+
+def gather(store: Store, *, task: str | None = None, device: str | None = None) -> Report:
+    """Models, devices and alarms, of one task or device where it is named."""
+    ledger = Ledger(store.connection)
+    deltas = {row.name: _delta(ledger, store, row.name) for row in store.tasks()}
+    rows = [row for row in store.tasks() if task in (None, row.name)]
+    return {
+        "models": [] if device else [_model(ledger, tasks.parse_spec(row.spec), row.status) for row in rows],
+        "devices": _devices(ledger.accounts(device, task), deltas),
+        "alarms": [
+            alarm._asdict()
+            for alarm in ledger.alarms()
+            if task in (None, alarm.task) and device in (None, alarm.device)
+        ],
+    }
+
+
+def _delta(ledger: Ledger, store: Store, task: str) -> float:
+    spent, row = ledger.model(task), store.task(task)
+    if spent is not None or row is None:
+        return spent.delta if spent is not None else 1e-5
+    return tasks.parse_spec(row.spec).delta
+
+
+def _model(ledger: Ledger, spec: tasks.TaskSpec, status: str) -> Report:
+    spent, budget = ledger.model(spec.name), tasks.budget(spec)
+    return {
+        "task": spec.name,
+        "status": status,
+        "unit": spec.unit,
+        "delta": spec.delta,
+        "rounds_opened": spent.rounds if spent else 0,
+        "epsilon": None if spec.insecure_without_noise else round(spent.epsilon if spent else 0.0, 4),
+        "budget": budget,
+    }
+
+
+def _devices(accounts: list[Account], deltas: dict[str, float]) -> list[Report]:
+    found: dict[tuple[str, str, str], Report] = {}
+    for account in accounts:
+        key = (account.device, account.task, account.unit)
+        entry = found.setdefault(
+            key, {"device": key[0], "task": key[1], "unit": key[2], "delta": deltas.get(key[1], 1e-5)}
+        )
+        readable = account.accountant == ACCOUNTANT_VERSION
+        spend = unpack(account.accountant, account.spend) if readable else None
+        entry[account.source] = {
+            "rounds": account.rounds,
+            "last_round": account.last_round,
+            "epsilon": None if spend is None else round(accounting.epsilon(spend, entry["delta"]), 4),
+        }
+    return list(found.values())
+
+
+def lines(report: Report) -> list[str]:
+    """The same, for people."""
+    text = []
+    for model in report["models"]:
+        of = "no budget" if model["budget"] is None else f"of {model['budget']:g}"
+        spent = "runs insecure_without_noise" if model["epsilon"] is None else f"epsilon {model['epsilon']:.3f} {of}"
+        text.append(
+            f"model {model['task']} ({model['status']}): {spent} for each {model['unit']}, delta {model['delta']:g}, "
+            f"{model['rounds_opened']} opened sums"
+        )
+    for entry in report["devices"]:
+        words = ", ".join(f"{source} {_figure(entry.get(source))}" for source in ("accepted", "reported"))
+        carried = f", carried over {_figure(entry['carried'])}" if "carried" in entry else ""
+        text.append(f"device {entry['device']} {entry['task']} {entry['unit']}: {words}{carried}")
+    text += alarm_lines([Alarm(**alarm) for alarm in report["alarms"]])
+    return text or ["nothing was spent yet"]
+
+
+def _figure(account: Report | None) -> str:
+    if account is None:
+        return "nothing"
+    epsilon = "an unreadable spend" if account["epsilon"] is None else f"epsilon {account['epsilon']:.3f}"
+    return f"{epsilon} in {account['rounds']} rounds"
+
+
+def alarm_lines(alarms: list[Alarm]) -> list[str]:
+    """One line for each difference that stands."""
+    return [f"alarm: ledgers differ: {said(alarm)}" for alarm in alarms if alarm.standing]
