@@ -41,6 +41,7 @@ from edge_sdk.protocol.messages import (
     Share,
     Spent,
     State,
+    Withdraw,
 )
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ REMEDIES: Final = {
     "already-in": "nothing to do: this round holds an upload of this device",
     "disk-full": "keep the upload and send again later",
     "key": "make another epoch key",
+    "consent": "train on examples of people who agreed to the offer's notice, and say so",
     "size": "make the upload anew from the offer",
 }
 
@@ -89,6 +91,7 @@ class Desk:
             Ask: self._ask,
             Report: self._report,
             EpochKey: self._epoch_key,
+            Withdraw: rounds.withdraw,
         }
         self._comparison = comparison
 

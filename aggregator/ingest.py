@@ -7,6 +7,7 @@ exact size, sealed for this round and signed. A refused message changes nothing;
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -27,6 +28,7 @@ from edge_sdk.protocol.secagg.client import MaskedUpload, verify_upload
 WINDOW: Final = 8
 ACK_CHUNKS: Final = 8
 ACK_S: Final = 0.5
+MOST_REMEMBERED: Final = 8  # withdrawn uploads of one device in one round, of which nothing else is known
 
 
 @dataclass(slots=True)
@@ -129,6 +131,25 @@ class Ingest:
         """A revoked device's unfinished uploads go."""
         for upload in [u for u in self._arriving.values() if u.row.device == device]:
             self._drop(upload)
+
+    def withdraw(self, device: str, task: str, uploads: Collection[bytes], now: float) -> int:
+        """Drop what a device withdraws (SPEC 6.7), all of the task where nothing is named; returns how many there were.
+
+        What is accepted is in a masked sum and stays there. An id that is not known yet is remembered as dropped, so
+        that its Hello, delivered late, grants nothing.
+        """
+        mine = [u for u in self._arriving.values() if u.row.device == device and u.terms.name[0] == task]
+        dropped = [u for u in mine if not uploads or u.row.id in uploads]
+        for upload in dropped:
+            self._drop(upload)
+        for terms in [opened.terms for opened in self._rounds.values() if opened.terms.name[0] == task]:
+            if any(u.row.device == device and u.terms is terms for u in self._arriving.values()):
+                continue
+            known = [row for row in self._store.uploads(*terms.name, "dropped") if row.device == device]
+            unknown = [upload for upload in uploads if self._store.upload(upload) is None]
+            for upload in unknown[: max(0, MOST_REMEMBERED - len(known))]:
+                self._store.put_upload(UploadRow(upload, *terms.name, device, 0, "dropped", None, b"", None, now))
+        return len(dropped)
 
     # -- messages
 

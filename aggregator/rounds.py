@@ -51,7 +51,18 @@ from aggregator.store.rows import RoundRow, TaskRow
 from aggregator.store.store import Store
 from edge_sdk.protocol.codec import EVERYBODY
 from edge_sdk.protocol.errors import LocalProtocolError, RemoteProtocolError, UnexpectedMessage
-from edge_sdk.protocol.messages import Ack, Done, Grant, Hello, ModelHint, OpeningNotice, Receipt, Report, Share
+from edge_sdk.protocol.messages import (
+    Ack,
+    Done,
+    Grant,
+    Hello,
+    ModelHint,
+    OpeningNotice,
+    Receipt,
+    Report,
+    Share,
+    Withdraw,
+)
 
 log = logging.getLogger(__name__)
 NOTICE_S: Final = 3.0
@@ -474,6 +485,9 @@ class Rounds:
         if receipt is not None:
             return receipt
         live = self._live(hello.task, hello.round, "closed")
+        if hello.consent < live.terms.offer.consent:
+            asked = f"the offer asks for notice {live.terms.offer.consent}"
+            raise UnexpectedMessage(f"consent to notice {hello.consent} only; {asked}", reason="consent")
         step(live.state, Granted(device))
         grant = self._ingest.hello(device, hello, now)
         self._step(live, Granted(device))
@@ -506,6 +520,17 @@ class Rounds:
         self._store.log(now, "upload", *live.terms.name, device=device, devices=len(live.state.accepted))
         live.retry_at = now  # a round that is full closes at the next tick, after this receipt
         return Receipt(done.upload, True, "")
+
+    def withdraw(self, device: str, withdraw: Withdraw, now: float) -> None:
+        """Drop what is withdrawn and not yet in a sum; nobody waits for the device then. Raises DiskFull."""
+        dropped = self._ingest.withdraw(device, withdraw.task, withdraw.uploads, now)
+        if not dropped:
+            return
+        live = self._open.get(withdraw.task)
+        number = 0 if live is None else live.state.number
+        self._store.log(now, "withdrawn", withdraw.task, number, device=device, uploads=dropped)
+        if live is not None:
+            self._step(live, Declined(device))
 
     def share(self, device: str, share: Share) -> None:
         """A member's answer. Raises RemoteProtocolError, DiskFull."""
