@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
+from aggregator import task_terms
 from aggregator.errors import HomeRefused, TaskRefused
 from aggregator.evaluation import evaluate, read_heldout
 from aggregator.grouping import FEWEST_ROBUST, MOST_GROUPS
@@ -28,16 +29,10 @@ from aggregator.store.store import Store
 from edge_sdk.artifact.errors import ArtifactError
 from edge_sdk.artifact.safety import check_model
 from edge_sdk.artifact.weights import read_vector
-from edge_sdk.privacy import accounting
+from edge_sdk.privacy import charges
 from edge_sdk.protocol import topics
-from edge_sdk.protocol.errors import SizingRefused
 from edge_sdk.protocol.messages import Name, Placement, Positive, PrivacyTerms, Unit
-from edge_sdk.protocol.quantize import integer_bound, l2_bound
-from edge_sdk.protocol.secagg.committee import check_headroom
-from edge_sdk.protocol.secagg.ring import profile
 
-MOST_STEPS: Final = 18  # a clip of 2^18 steps: rounding is then far below any noise
-SIGMA_STEPS: Final = 128.0  # one device's noise in steps: Skellam is Gaussian there and its table small
 MOST_VALUES: Final = 1 << 27  # of all groups' sums: 1 GiB once opened
 Devices = Annotated[int, Meta(ge=3, le=65_535)]
 
@@ -53,7 +48,8 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     `release_every`: rounds between releases. `min_improvement`: how much better than the last release the metric must
     be (may be negative). `groups`: sums that a round opens, of at least n_min devices each, so that `robust` can take
     their coordinate-wise median or trimmed mean (`trim`: the share cut off at either end). `group_gate`: a group whose
-    own mean makes the metric on the held-out records worse by more than `group_margin` is left out.
+    own mean makes the metric on the held-out records worse by more than `group_margin` is left out. `clip`, `steps`:
+    not given, what the placement needs. `accept_little_signal`: create the task though its noise drowns what it learns.
     """
 
     name: Name
@@ -68,7 +64,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     opening_s: Annotated[int, Meta(ge=1, le=86_400)] = 300
     pause_s: Annotated[float, Meta(ge=0.0, le=86_400.0)] = 0.0
     profile: Literal["P16", "P24", "P32"] = "P24"
-    clip: Positive = 1.0
+    clip: Positive | None = None
     step: Positive | None = None
     noise_multiplier: Annotated[float, Meta(ge=0.0, le=1e6)] | None = None
     target_epsilon: Positive | None = None
@@ -76,7 +72,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     delta: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-5
     max_grad_norm: Positive = 1.0
     sample_rate: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.1
-    steps: Annotated[int, Meta(ge=1, le=100_000)] = 10
+    steps: Annotated[int, Meta(ge=1, le=100_000)] | None = None
     learning_rate: Positive = 0.1
     honest_share: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.8
     stewards: bool = False
@@ -86,6 +82,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     server_optimizer: Literal["fedavg"] = "fedavg"
     server_learning_rate: Positive = 1.0
     insecure_without_noise: bool = False
+    accept_little_signal: bool = False
     units_per_device: Annotated[int, Meta(ge=1, le=1_000_000)] = 500
     groups: Annotated[int, Meta(ge=1, le=MOST_GROUPS)] = 1
     robust: Rule = "mean"
@@ -115,48 +112,8 @@ def build_spec(**fields: Any) -> TaskSpec:
 
 def settle(spec: TaskSpec, length: int) -> PrivacyTerms:
     """The terms that every offer of the task carries, for an update of `length` coordinates. Raises TaskRefused."""
-    _check_words(spec)
     _check_groups(spec, length)
-    placement: Placement = spec.placement or ("shared" if spec.unit == "device" else "local")
-    honest = max(1, math.floor(spec.honest_share * spec.n_min)) if placement == "shared" else 1
-    noise = _noise(spec, lambda z: accounting.gaussian(z) if spec.unit == "device" else _record(spec, z))
-    step = spec.step or _step(spec, length, noise, honest)
-    if spec.unit == "device" and spec.noise_multiplier is None:
-        noise = _noise(spec, lambda z: _device(spec.clip, step, z, length))
-    terms = PrivacyTerms(
-        unit=spec.unit,
-        placement=placement,
-        noise_multiplier=noise,
-        per_customer=spec.per_customer,
-        max_grad_norm=spec.max_grad_norm,
-        sample_rate=spec.sample_rate,
-        steps=spec.steps,
-        learning_rate=spec.learning_rate,
-        delta=spec.delta,
-        honest=honest,
-        clip=spec.clip,
-        step=step,
-        insecure_without_noise=spec.insecure_without_noise,
-        expected_batch=max(1, round(spec.sample_rate * spec.units_per_device)),
-    )
-    check_sizing(spec, terms)
-    return terms
-
-
-def _check_words(spec: TaskSpec) -> None:
-    if spec.n_max < spec.n_min:
-        raise TaskRefused(f"n_max {spec.n_max} is below n_min {spec.n_min}", "raise n_max", reason="cohort")
-    given = [value for value in (spec.noise_multiplier, spec.target_epsilon) if value is not None]
-    if len(given) == 2:
-        raise TaskRefused("both noise_multiplier and target_epsilon are given", "give one of them", reason="privacy")
-    if not spec.insecure_without_noise and not any(given):
-        raise TaskRefused(
-            "the task has no noise, so its updates would not be private",
-            "give target_epsilon (for example 4.0), or insecure_without_noise for data that is not personal",
-            reason="privacy",
-        )
-    if spec.insecure_without_noise and any(given):
-        raise TaskRefused("insecure_without_noise contradicts the noise", "remove one of them", reason="privacy")
+    return task_terms.settle(spec, length)
 
 
 def fewest_groups(spec: TaskSpec) -> int:
@@ -185,44 +142,9 @@ def _check_groups(spec: TaskSpec, length: int) -> None:
         )
 
 
-def _noise(spec: TaskSpec, of_round: Callable[[float], accounting.Spend]) -> float:
-    """The noise multiplier: the one stated, or the least that keeps all rounds within the target."""
-    if spec.target_epsilon is None:
-        return spec.noise_multiplier or 0.0
-    try:
-        return accounting.calibrate(
-            spec.target_epsilon, spec.delta, lambda z: tuple(spec.rounds * order for order in of_round(z))
-        )
-    except ValueError as error:
-        raise TaskRefused(
-            f"no noise keeps {spec.rounds} rounds within epsilon {spec.target_epsilon}: {error}",
-            "raise target_epsilon, or take fewer rounds",
-            reason="privacy",
-        ) from error
-
-
-def _record(spec: TaskSpec, noise: float) -> accounting.Spend:
-    return accounting.subsampled_gaussian(spec.sample_rate, noise, spec.steps)
-
-
-def _device(clip: float, step: float, noise: float, length: int) -> accounting.Spend:
-    """One round of the device unit: Skellam noise of the honest devices on the rounded sum."""
-    l2 = l2_bound(clip, step, length)
-    return accounting.skellam(l2, min(math.sqrt(length) * l2, l2 * l2), (noise * clip / step) ** 2)
-
-
-def spend(terms: PrivacyTerms, length: int) -> accounting.Spend:
-    """What one round costs each unit, by order of Renyi divergence."""
-    if terms.unit == "device":
-        return _device(terms.clip, terms.step, terms.noise_multiplier, length)
-    return accounting.subsampled_gaussian(terms.sample_rate, terms.noise_multiplier, terms.steps)
-
-
 def epsilon_after(terms: PrivacyTerms, length: int, rounds: int) -> float | None:
     """Epsilon at the task's delta after so many rounds; None without noise."""
-    if not terms.noise_multiplier:
-        return None
-    return accounting.epsilon(accounting.compose([spend(terms, length)] * rounds), terms.delta)
+    return charges.epsilon(terms, length, rounds)
 
 
 def budget(spec: TaskSpec) -> float | None:
@@ -241,55 +163,6 @@ def rounds_spent(store: Store, task: str, unit: str) -> int:
 def rounds_done(store: Store, spec: TaskSpec) -> int:
     """Rounds that are over and count: after `spec.rounds` of them the task's epsilon is spent."""
     return store.uploaded_rounds(spec.name, over=True) if spec.unit == "record" else store.averaged_rounds(spec.name)
-
-
-def _step(spec: TaskSpec, length: int, noise: float, honest: int) -> float:
-    """The finest power of two that fits: as many steps in a clip as the noise needs, then what the profile holds."""
-    wanted = 2.0**MOST_STEPS
-    if spec.unit == "device" and noise:
-        wanted = max(SIGMA_STEPS * math.sqrt(honest) / noise, 8 * math.sqrt(length))
-    exponent = math.floor(math.log2(spec.clip / min(wanted, 2.0**MOST_STEPS)))
-    for finer in range(exponent, exponent + 2 * MOST_STEPS):
-        if _fits(spec, 2.0**finer, noise, honest):
-            return 2.0**finer
-    raise TaskRefused(
-        f"{spec.n_max} devices do not fit profile {spec.profile}",
-        "take a larger profile or a lower n_max",
-        reason="sizing",
-    )
-
-
-def _fits(spec: TaskSpec, step: float, noise: float, honest: int) -> bool:
-    try:
-        _check_headroom(spec, step, noise, honest)
-    except SizingRefused:
-        return False
-    return True
-
-
-def _check_headroom(spec: TaskSpec, step: float, noise: float, honest: int) -> None:
-    sigma = noise * spec.clip / (step * math.sqrt(honest)) if spec.unit == "device" else 0.0
-    check_headroom(profile(spec.profile), spec.n_max, integer_bound(spec.clip, step), sigma)
-
-
-def check_sizing(spec: TaskSpec, terms: PrivacyTerms) -> None:
-    """SPEC 7.2. Raises TaskRefused, naming a step that would fit."""
-    try:
-        _check_headroom(spec, terms.step, terms.noise_multiplier, terms.honest)
-    except SizingRefused as error:
-        larger = next(
-            (terms.step * 2**k for k in range(1, 40) if _fits(spec, terms.step * 2**k, *_noise_of(terms))), None
-        )
-        hint = (
-            f"a step of {larger:g} would fit"
-            if larger and larger < spec.clip
-            else "take a larger profile or a lower n_max"
-        )
-        raise TaskRefused(f"the sum could wrap around: {error}", hint, reason="sizing") from error
-
-
-def _noise_of(terms: PrivacyTerms) -> tuple[float, int]:
-    return terms.noise_multiplier, terms.honest
 
 
 class Checked(NamedTuple):
@@ -347,8 +220,7 @@ def create_task(store: Store, home: Home, spec: TaskSpec, *, model: bytes, heldo
         store.add_task(row)
         store.add_checkpoint(sha256, task=spec.name, number=0, parent="", metrics={}, at=now)
         store.log(now, "task", spec.name, 0, rounds=spec.rounds, unit=spec.unit)
-        facts = {"spec": hashlib.sha256(row.spec).hexdigest(), "model": sha256, "rounds": spec.rounds}
-        audit_log.append(
-            store.connection, now, "task-created", spec.name, **facts, unit=spec.unit, consent=spec.consent
-        )
+        facts = {"spec": hashlib.sha256(row.spec).hexdigest(), "model": sha256, "unit": spec.unit}
+        numbers = {"rounds": spec.rounds, "consent": spec.consent}
+        audit_log.append(store.connection, now, "task-created", spec.name, **facts, **numbers)
     return sha256

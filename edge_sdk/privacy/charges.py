@@ -6,6 +6,9 @@ Device and aggregator charge by these functions alone, so their ledgers can be c
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+
+import msgspec
 
 from edge_sdk.privacy import accounting
 from edge_sdk.protocol.messages import PrivacyTerms
@@ -44,6 +47,18 @@ def l2_steps(terms: PrivacyTerms, length: int) -> float:
     return terms.max_grad_norm / terms.step + math.sqrt(length)
 
 
+def update_scale(terms: PrivacyTerms) -> float:
+    """What the mean of the opened sum is multiplied by to become a change of the weights, but for the server's rate.
+
+    Shared record and customer: devices upload minus the sum of clipped gradients, so a step of size `learning_rate`
+    over `expected_batch` units a device. Otherwise the upload is a change of the weights already: 1.
+    """
+    if terms.placement == "shared" and terms.unit != "device":
+        return terms.learning_rate / terms.expected_batch
+    return 1.0
+
+
+@lru_cache(maxsize=64)
 def spend(terms: PrivacyTerms, length: int) -> accounting.Spend:
     """What one round costs each unit, as Renyi divergences.
 
@@ -57,3 +72,50 @@ def spend(terms: PrivacyTerms, length: int) -> accounting.Spend:
     if terms.unit == "device":
         return accounting.skellam(l2, l2 * math.sqrt(length), variance)
     return accounting.subsampled_skellam(terms.sample_rate, l2, l2 * math.sqrt(length), variance)
+
+
+def spend_of(terms: PrivacyTerms, length: int, rounds: int) -> accounting.Spend:
+    """The spend of so many rounds of the same terms."""
+    return tuple(rounds * order for order in spend(terms, length)) if rounds else accounting.NOTHING
+
+
+def epsilon(terms: PrivacyTerms, length: int, rounds: int) -> float | None:
+    """Epsilon at the terms' delta after so many rounds; None without noise."""
+    if not terms.noise_multiplier:
+        return None
+    return accounting.epsilon(spend_of(terms, length, rounds), terms.delta)
+
+
+def calibrate(terms: PrivacyTerms, length: int, rounds: int, target: float) -> float:
+    """The least noise multiplier (within 0.01 %) that keeps `rounds` rounds within epsilon `target`, rounding included.
+
+    Everything else as in `terms`, whose own noise multiplier is not read. Raises ValueError where none does.
+    """
+    return accounting.calibrate(
+        target, terms.delta, lambda z: spend_of(msgspec.structs.replace(terms, noise_multiplier=z), length, rounds)
+    )
+
+
+def rounds_within(terms: PrivacyTerms, length: int, target: float) -> int:
+    """How many rounds of these terms stay within epsilon `target`; 0 where one is too many, at most 2^20."""
+    if not terms.noise_multiplier:
+        return 0
+    fits, beyond = 0, 1
+    while beyond < 1 << 20 and (epsilon(terms, length, beyond) or 0.0) <= target:
+        fits, beyond = beyond, 2 * beyond
+    while beyond - fits > 1:
+        middle = (fits + beyond) // 2
+        fits, beyond = (middle, beyond) if (epsilon(terms, length, middle) or 0.0) <= target else (fits, middle)
+    return fits
+
+
+def noise_over_signal(terms: PrivacyTerms, length: int, rounds: int, devices: int) -> float:
+    """Norm of all noise that reaches the model over the largest movement that data could make of it, after `rounds`.
+
+    Noise of independent steps adds up by squares, movements at best in one line. A movement is largest where every unit
+    has a gradient (or a device an update) of the clip's norm and all point one way.
+    """
+    units = devices if terms.unit == "device" else devices * terms.expected_batch
+    steps = rounds if terms.unit == "device" else rounds * terms.steps
+    shares = math.sqrt(devices / terms.honest)  # each of `devices` adds its share, `honest` of them carry the whole
+    return terms.noise_multiplier * shares * math.sqrt(length) / (units * math.sqrt(steps))
