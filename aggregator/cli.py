@@ -134,7 +134,9 @@ def _add_fleet(commands: Any) -> None:
     devices.add_argument("--json", action="store_true")
     shown = _add(commands, "status", _status, "rounds, what they wait for, privacy spent, refusals")
     shown.add_argument("--json", action="store_true")
-    ledger = _add(commands, "ledger", _ledger, "privacy spent by model and by device, and where a device's word differs")
+    ledger = _add(
+        commands, "ledger", _ledger, "privacy spent by model and by device, and where a device's word differs"
+    )
     ledger.add_argument("--task", help="this task alone")
     ledger.add_argument("--device", help="this device alone")
     ledger.add_argument("--json", action="store_true")
