@@ -25,6 +25,7 @@ from aggregator.fleet.registry import Registry
 from aggregator.home import Home
 from aggregator.ingest import Ingest
 from aggregator.offering import Offering as RealOffering
+from aggregator.opening_requests import OpenedGroup
 from aggregator.post import Post
 from aggregator.releasing import Verdict
 from aggregator.rounds import Rounds
@@ -101,6 +102,7 @@ class Sums:
     def __init__(self, spec: TaskSpec) -> None:
         self._spec = spec
         self.of_task: dict[str, dict[int, list[np.ndarray]]] = {}
+        self.groups: list[tuple[tuple[str, ...], np.ndarray]] = []  # whoever is in it, and its sum
 
     @property
     def opened(self) -> dict[int, list[np.ndarray]]:
@@ -109,11 +111,15 @@ class Sums:
     def spec(self, task: TaskRow) -> TaskSpec:
         return msgspec.structs.replace(self._spec, name=task.name)
 
-    def average(self, task: TaskRow, terms: Any, total: np.ndarray, devices: int) -> tuple[str, dict[str, Any]]:
+    def average(self, task: TaskRow, terms: Any, groups: list[OpenedGroup]) -> tuple[str, dict[str, Any]]:
+        held = [(group.devices, group.total) for group in groups if group.total is not None]
+        self.groups += [(devices, np.rint(each / STEPS_IN_CLIP).astype(int)) for devices, each in held]
+        total = sum(each for _, each in held)
         opened = self.of_task.setdefault(task.name, {})
         opened.setdefault(terms.offer.round, []).append(np.rint(total / STEPS_IN_CLIP).astype(int))
         sha256 = hashlib.sha256(total.tobytes() + terms.offer_hash).hexdigest()
-        return sha256, {"parent": task.checkpoint, "epsilon": 1.0}
+        said = [{"devices": len(group.devices), "reason": group.reason} for group in groups]
+        return sha256, {"parent": task.checkpoint, "epsilon": 1.0, "groups": said}
 
     def release(self, task: TaskRow, number: int, sha256: str, stats: dict[str, Any]) -> Verdict:
         return Verdict(None, "no releases here", {}, {}, usable=True)

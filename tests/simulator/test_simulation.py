@@ -22,7 +22,7 @@ from aggregator.tasks import TaskSpec
 from edge_sdk.protocol import codec
 from edge_sdk.protocol.messages import UP, Share
 
-SPEC = TaskSpec(name=TASK, rounds=1, n_min=4, n_max=8, window_s=40, opening_s=40, noise_multiplier=2.0)
+SPEC = TaskSpec(name=TASK, rounds=1, n_min=4, n_max=8, groups=2, window_s=40, opening_s=40, noise_multiplier=2.0)
 SMALL = st.integers(0, 40)
 
 
@@ -71,6 +71,9 @@ def check_sums(made: World) -> None:
         for result in results:
             assert result[: len(made.names)].tolist() == indicator(made, number)
             assert not result[len(made.names) :].any()
+    for devices, result in made.aggregator.sums.groups:
+        assert len(devices) >= SPEC.n_min
+        assert result[: len(made.names)].tolist() == [int(name in devices) for name in made.names]
 
 
 def check_acknowledged(made: World) -> None:
@@ -110,6 +113,7 @@ def test_an_undisturbed_round_holds_everybody(size):
         assert made.aggregator.phases() == {1: "released"}
         assert indicator(made, 1) == [1] * size
         assert made.time - START < 30
+        assert [len(devices) for devices, _ in made.aggregator.sums.groups] == [4] * (size // 4) or size == 5
         assert not made.aggregator.refused().keys() - {"not-opening"}
         assert [device.upload_states() for device in made.devices.values()] == [{(TASK, 1): "accepted"}] * size
         check(made)
