@@ -345,7 +345,7 @@ def training_plan(terms: PrivacyTerms, examples: int) -> TrainingPlan:
 def subject_numbers(examples: Sequence[Example]) -> npt.NDArray[np.int64]:
     """int64[B], the same number for examples of one customer; an example without a subject is a unit of its own."""
     known: dict[bytes | int, int] = {}
-    owners: list[bytes | int] = [getattr(example, "subject", b"") or place for place, example in enumerate(examples)]
+    owners: list[bytes | int] = [example.subject or place for place, example in enumerate(examples)]
     return np.array([known.setdefault(owner, len(known)) for owner in owners], np.int64)
 
 

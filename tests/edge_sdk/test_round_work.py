@@ -31,8 +31,18 @@ from edge_sdk.protocol.errors import LocalProtocolError, OfferRefused
 from edge_sdk.protocol.messages import Offer
 from edge_sdk.protocol.sealing import ChunkSealer
 from edge_sdk.protocol.secagg import client, committee, ring
-from edge_sdk.round_work import Device, NotNow, RoundWork, TrainingInput, spend
-from edge_sdk.training.jobs import Sampling, TrainResult
+from edge_sdk.protocol.secagg.keystream import Keystream
+from edge_sdk.round_work import (
+    Device,
+    NotNow,
+    RoundWork,
+    TrainingInput,
+    noise_share,
+    quantised,
+    spend,
+    training_plan,
+)
+from edge_sdk.training.jobs import Sampling, TrainResult, check_plan
 
 ME = 3
 
@@ -59,8 +69,10 @@ class Bench:
         )  # fmt: skip
         self.record(30)
 
-    def record(self, count: int) -> None:
-        rows = [(TASK, {"minutes": 90.0 + i, "calls": float(i)}, "yes" if i % 2 else "no", None) for i in range(count)]
+    def record(self, count: int, customers: int = 0) -> None:
+        """`count` examples, of so many customers in turn, or of nobody."""
+        of = [f"customer {i % customers}" if customers else None for i in range(count)]
+        rows = [(TASK, {"minutes": 90.0 + i, "calls": float(i)}, "yes" if i % 2 else "no", of[i]) for i in range(count)]
         self.examples.add_many(rows)
 
     def fetch(self, path: str, limit: int) -> bytes:
@@ -83,7 +95,7 @@ class Bench:
         """Rows in the outbox, files in it, rounds charged."""
         rows = self.db.execute("SELECT COUNT(*) FROM outbox").fetchone()[0]
         ledger = Ledger(self.db)
-        charged = len(ledger.rounds(TASK, "device")) + len(ledger.rounds(TASK, "record"))
+        charged = sum(len(ledger.rounds(TASK, unit)) for unit in ("device", "record", "customer"))
         return rows, len(list((self.home / "outbox").iterdir())), charged
 
 
@@ -92,9 +104,12 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-@pytest.mark.parametrize("unit", ["device", "record"])
-def test_what_is_released_opens_under_the_round_key_and_is_signed_by_the_device(bench, unit):
-    offer = bench.fleet.offer(unit=unit, placement="local" if unit == "record" else "shared")
+EVERY = [(unit, placement) for unit in ("record", "customer", "device") for placement in ("local", "shared")]
+
+
+@pytest.mark.parametrize(("unit", "placement"), EVERY)
+def test_what_is_released_opens_under_the_round_key_and_is_signed_by_the_device(bench, unit, placement):
+    offer = bench.fleet.offer(unit=unit, placement=placement, steps=1)
     size = bench.take_part(offer)
     plan, ours = committee.plan(8), ring.profile("P24")
     assert size == client.upload_bytes(ours, plan, LENGTH + 64)
@@ -110,7 +125,8 @@ def test_what_is_released_opens_under_the_round_key_and_is_signed_by_the_device(
     masked = client.MaskedUpload.decode(plain, profile=ours, plan=plan, length=LENGTH + 64)
     client.verify_upload(masked, digest, bench.me.name, bench.me.entry.sign_key)
     assert bench.trace() == (1, 1, 1)
-    assert Ledger(bench.db).epsilon(TASK, unit, 1e-5) > 0
+    assert Ledger(bench.db).spent(TASK, unit) == pytest.approx(spend(offer.privacy, LENGTH))
+    assert 0 < Ledger(bench.db).epsilon(TASK, unit, 1e-5) < math.inf
 
 
 def test_the_training_is_what_the_offer_says_and_noise_of_the_record_unit_is_added_there(bench):
@@ -122,6 +138,68 @@ def test_the_training_is_what_the_offer_says_and_noise_of_the_record_unit_is_add
     assert bench.given[0].features["features"].shape == (30, 2)
     bench.take_part(bench.fleet.offer(2, unit="device"))
     assert (bench.given[1].plan.unit, bench.given[1].plan.noise_multiplier) == ("device", 0.0)
+
+
+@pytest.mark.parametrize(("unit", "placement"), EVERY)
+def test_noise_is_added_once_in_training_or_in_the_mask(bench, unit, placement):
+    terms = bench.fleet.offer(unit=unit, placement=placement, steps=1, noise_multiplier=2.0, max_grad_norm=0.5).privacy
+    plan, count = training_plan(terms, 40), 40_000
+    check_plan(plan)
+    noise = noise_share(terms, count, Keystream(bytes(32)))
+    in_training = unit != "device" and placement == "local"
+    assert (plan.noise_multiplier, noise is None) == ((2.0, True) if in_training else (0.0, False))
+    if noise is not None:
+        # In steps of 0.01: 2 times the clip of the unit (1.0, or 0.5 of a gradient), over the 4 honest where shared.
+        expected = 2.0 * (1.0 if unit == "device" else 0.5) / 0.01 / math.sqrt(4 if placement == "shared" else 1)
+        assert abs(noise.std() / expected - 1) < 5 / math.sqrt(2 * count)
+    assert noise_share(msgspec.structs.replace(terms, insecure_without_noise=True), 9, Keystream(bytes(32))) is None
+
+
+def test_a_sum_of_gradients_is_rounded_once_and_a_whole_update_within_its_norm(bench):
+    """A vector whose rounding up leaves the norm that a whole update keeps tells the two apart."""
+
+    class AllUp:
+        def uint32(self, count: int) -> np.ndarray:
+            return np.full(count, 2**32 - 1, np.uint32)
+
+    update = np.full(4000, 0.001, np.float32)
+    for unit, placement in EVERY:
+        terms = bench.fleet.offer(unit=unit, placement=placement, clip=1.0, step=1.0).privacy
+        assert quantised(terms, update, AllUp()).all() == (placement == "shared" and unit != "device")
+
+
+def test_customers_are_told_apart_and_counted_as_units(tmp_path):
+    bench = Bench(tmp_path, min_examples=36)
+    terms = {"unit": "customer", "placement": "shared", "steps": 1}
+    bench.record(60, customers=5)
+    with pytest.raises(NotNow, match="35 customers") as refused:
+        bench.take_part(bench.fleet.offer(**terms))
+    assert refused.value.reason == "examples"
+    assert bench.given == []
+    bench.record(6, customers=6)
+    bench.take_part(bench.fleet.offer(**terms))
+    subjects = bench.given[0].subjects
+    # 30 examples of nobody are units of their own; five customers have 13 each, the sixth one.
+    assert sorted(np.unique(subjects, return_counts=True)[1]) == [1] * 31 + [13] * 5
+    assert (subjects[30:35] == subjects[35:40]).all()
+    bench.take_part(bench.fleet.offer(2, unit="record", placement="local"))
+    assert bench.given[1].subjects is None
+
+
+def test_an_owner_can_insist_on_local_noise(tmp_path):
+    bench = Bench(tmp_path, placements=("local",))
+    with pytest.raises(OfferRefused, match="shared noise is not allowed") as refused:
+        bench.take_part(bench.fleet.offer())
+    assert refused.value.reason == "privacy"
+    assert bench.take_part(bench.fleet.offer(2, placement="local")) > 0
+
+
+@pytest.mark.parametrize("unit", ["record", "customer"])
+def test_noise_shared_by_sums_of_gradients_is_one_step_a_round(bench, unit):
+    with pytest.raises(OfferRefused, match="one step") as refused:
+        bench.take_part(bench.fleet.offer(unit=unit, placement="shared", steps=2))
+    assert refused.value.reason == "privacy"
+    assert bench.given == []
 
 
 def test_a_round_is_worked_for_once(bench):
