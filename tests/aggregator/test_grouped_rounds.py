@@ -179,12 +179,13 @@ def test_one_poisoned_group_moves_the_mean_and_not_the_median(fleet, rule, near)
 
 
 def test_the_gate_leaves_out_a_group_that_alone_spoils_the_metric(fleet):
-    """The poison turns the weight of the one field that decides; honest devices send nothing."""
-    everybody_sends(fleet, 0)
-    fleet.devices[2].values = lambda offer: np.where(np.arange(offer.length) == 0, -4 * ONE, 0).astype(np.int32)
+    """One weight decides; honest devices raise it, one device lowers it by more than all of them together."""
+    for device in fleet.devices:
+        size = -20 * ONE if device.name == "device-2" else ONE
+        device.values = lambda offer, sent=size: np.where(np.arange(offer.length) == 0, sent, 0).astype(np.int32)
     start(fleet, group_gate=True, group_margin=0.1, clip=1024.0, step=2.0**-6, **GROUPS)
     fleet.run(ended(fleet))
     left_out = [group["reason"] for group in stats(fleet)["groups"] if group["reason"]]
     assert len(left_out) == 1
     assert left_out[0].startswith("gate: auc")
-    assert np.abs(moved(fleet)).max() < ONE / 20
+    assert abs(moved(fleet)[0] - ONE) < ONE / 20
