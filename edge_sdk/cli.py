@@ -1,4 +1,4 @@
-"""`edge-sdk enroll | run | status | predict`: one device from the command line.
+"""`edge-sdk enroll | run | status | predict | training | explain | export | forget`: one device on the command line.
 
 Says what went wrong in one line and the remedy in another, and exits with 2; no traceback for what a user can put
 right. `status` and `predict` only read, so they work while `run` runs, and without any connection.
@@ -18,13 +18,14 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from edge_sdk.config import IDENTITY, Config, ConfigError, load
 
 if TYPE_CHECKING:
+    from edge_sdk.examples_store import ExamplesStore
     from edge_sdk.inference import Answer
 
 FAILED: Final = 2
@@ -106,6 +107,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--verbose", action="store_true", help="say what happens, on standard error")
     status = _command(commands, "status", _status, "what this device has, spent and refused")
     status.add_argument("--json", action="store_true")
+    training = _command(commands, "training", _training, "let this device learn, or not")
+    training.add_argument("switch", choices=("on", "off"))
+    explain = _command(commands, "explain", _explain, "a notice for customers: what is kept and what leaves")
+    explain.add_argument("--task", required=True)
+    explain.add_argument("--language", default="en", help="en or zh")
+    export = _command(commands, "export", _export, "everything held of one subject, as JSON")
+    export.add_argument("subject")
+    forget = _command(commands, "forget", _forget, "erase every example of one subject")
+    forget.add_argument("subject")
     predict = _command(commands, "predict", _predict, "answer one record with the installed model")
     predict.add_argument("task")
     predict.add_argument("--json-record", required=True, metavar="JSON", help="the record's fields as a JSON object")
@@ -191,6 +201,12 @@ def _told(status: Mapping[str, Any]) -> list[str]:
         lines.append("revoked   the aggregator says that this device is revoked: enrol it again with a new token")
     lines += [f"model     {task}: version {m['version']} ({m['sha256'][:12]})" for task, m in status["models"].items()]
     lines += [f"examples  {task}: {n}" for task, n in status["examples"].items()]
+    lines += [
+        f"fields    {task}: left out {', '.join(f'{name} ({n})' for name, n in names.items())}"
+        for task, names in status["fields_dropped"].items()
+    ]
+    if not status["training"]:
+        lines.append("training  off: `edge-sdk training on` lets this device learn again")
     if status["examples_set_aside"]:
         file = Path(status["home"], "examples.db.unreadable")
         lines.append(f"examples  older ones cannot be read any more: put their key back from a copy, or remove {file}")
@@ -207,6 +223,63 @@ def _told(status: Mapping[str, Any]) -> list[str]:
     if n := sum(status["counters"].get("audit", {}).values()):
         lines.append(f"alarm     the aggregator's log contradicted what it showed before, {n} times")
     return lines
+
+
+def _training(chosen: argparse.Namespace) -> int:
+    """A file, so that a running device sees it within a second and it outlives every restart."""
+    from edge_sdk.engine import TRAINING_OFF
+
+    config = _enrolled(chosen.home)
+    if chosen.switch == "off":
+        (config.home / TRAINING_OFF).touch(mode=0o600)
+        print("training is off: nothing is learnt here, and what waited to be sent is dropped")
+        return 0
+    (config.home / TRAINING_OFF).unlink(missing_ok=True)
+    if not config.training:
+        raise CommandError("training is off in the settings", "set training = true in edge.toml or EDGE_TRAINING")
+    print("training is on")
+    return 0
+
+
+def _explain(chosen: argparse.Namespace) -> int:
+    from edge_sdk.disclosure import notice
+
+    print(notice(_enrolled(chosen.home), chosen.task, chosen.language))
+    return 0
+
+
+def _export(chosen: argparse.Namespace) -> int:
+    from edge_sdk.disclosure import plain, rounds_of
+    from edge_sdk.recorder import held_of
+
+    config = _enrolled(chosen.home)
+    with _examples(config) as examples:
+        held = held_of(examples, chosen.subject)
+    held["rounds"] = rounds_of(config.home / "device.db", held["tasks"])
+    print(json.dumps(plain(held), indent=2, ensure_ascii=False))
+    return 0
+
+
+def _forget(chosen: argparse.Namespace) -> int:
+    with _examples(_enrolled(chosen.home)) as examples:
+        print(f"{examples.forget(chosen.subject)} examples are erased; what waits to be sent and may hold them goes")
+    return 0
+
+
+@contextlib.contextmanager
+def _examples(config: Config) -> Iterator[ExamplesStore]:
+    """The example store, beside a device that may be running."""
+    from edge_sdk.recorder import open_examples
+
+    if not (config.home / "examples.db").exists():
+        raise CommandError(f"{config.home} holds no examples", "nothing was recorded there yet; check --home")
+    examples = open_examples(config, os.urandom)
+    try:
+        if examples.damage is not None:
+            raise examples.damage
+        yield examples
+    finally:
+        examples.close()
 
 
 def _predict(chosen: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from edge_sdk.config import Config
 
 
 def read_status(config: Config, now: float) -> dict[str, Any]:
-    """A plain dict: models, examples, privacy spent, epoch key, uploads, refusals and counters.
+    """A plain dict: models, examples, fields left out, privacy spent, epoch key, uploads, refusals and counters.
 
     Missing files give empty parts. `now`: the device's own clock, seconds since 1970.
     """
@@ -21,11 +21,29 @@ def read_status(config: Config, now: float) -> dict[str, Any]:
         "examples": dict(
             _rows(home / "examples.db", "SELECT task, COUNT(*) FROM examples GROUP BY task ORDER BY task")
         ),
+        **_held(home / "examples.db"),
+        "training": config.training and not (home / "training.off").exists(),
         "examples_set_aside": (home / "examples.db.unreadable").exists(),
         "privacy": _privacy(config),
         "epoch_key": _epoch_key(home / "device.db", now),
         **_device(home / "device.db"),
     }
+
+
+def _held(path: Path) -> dict[str, Any]:
+    """By task: examples, subjects, those with consent, the oldest (seconds since 1970), bytes; and fields left out."""
+    from edge_sdk.consent import AGREED
+
+    columns = ("count", "subjects", "consented", "oldest", "bytes")
+    query = (
+        "SELECT task, COUNT(*), COUNT(DISTINCT NULLIF(subject, X'')), COALESCE(SUM(agreed > 0), 0), MIN(recorded_at),"
+        f" SUM(LENGTH(sealed)) FROM (SELECT *, {AGREED} AS agreed FROM examples) GROUP BY task ORDER BY task"
+    )
+    held = {task: dict(zip(columns, row, strict=True)) for task, *row in _rows(path, query)}
+    dropped: dict[str, dict[str, int]] = {}
+    for task, name, n in _rows(path, "SELECT task, field, n FROM dropped ORDER BY task, field"):
+        dropped.setdefault(task, {})[name] = n
+    return {"examples_held": held, "fields_dropped": dropped}
 
 
 def installed_models(home: Path) -> dict[str, dict[str, Any]]:

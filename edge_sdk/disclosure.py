@@ -42,7 +42,7 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         " operator included, can see one device's change; only the sum over at least {devices} devices is opened.",
         "leaves_not": "What leaves: nothing so far; this device has taken part in no round of this task's offers.",
         "private": "How little the sum tells: noise is added so that it tells almost the same with or without any one"
-        " {unit}. Each round's bound: epsilon {epsilon:.2f} at delta {delta:.0e}; {whom}.",
+        " {unit}. Of each round: {sentence}. This device takes part no more once it has spent epsilon {budget}.",
         "insecure": "No noise is added to what is learnt. This is set for tests; it protects nobody.",
         "consent": "Only customers who agreed to notice {consent} or a later one are learnt from.",
         "consent_none": "This task does not ask customers for consent; withdrawing works all the same.",
@@ -51,8 +51,6 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         " once and nothing of you is learnt from then on; what waits to be sent and may contain it is dropped. What was"
         " summed with other devices before cannot be taken out again. You can also ask for a copy of all that is held.",
         "record": "example", "customer": "customer's examples on this device", "device": "device",
-        "local": "it holds against everybody, the operator included",
-        "shared": "it holds thanks to the mask, while {honest} of the devices in the sum are honest",
     },
     "zh": {
         "title": "本设备如何学习：{task}",
@@ -70,8 +68,7 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "只有至少 {devices} 台设备的总和会被打开。",
         "leaves_not": "离开本设备的内容：目前没有；本设备尚未收到该任务的训练邀请。",
         "private": "总和能透露多少：其中加入了噪声，无论有没有任何一{unit}，结果几乎相同。"
-        "每轮的上限：epsilon {epsilon:.2f}，"
-        "delta {delta:.0e}；{whom}。",
+        "每轮：{sentence}。累计达到 ε = {budget} 后，本设备不再参加。",
         "insecure": "学习结果没有加入噪声。这只用于测试，不保护任何人。",
         "consent": "只从同意了第 {consent} 版或更新版告知书的客户学习。",
         "consent_none": "该任务不征求客户同意；但撤回同样有效。",
@@ -80,8 +77,6 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "等待发送且可能包含它的内容"
         "会被丢弃。此前已与其他设备相加的部分无法再取出。您也可以索取一份所保存全部内容的副本。",
         "record": "条记录", "customer": "位客户在本设备上的记录", "device": "台设备",
-        "local": "对任何人（包括运营方）都成立",
-        "shared": "依靠掩码成立，前提是总和中有 {honest} 台诚实的设备",
     },
 }  # fmt: skip
 
@@ -94,7 +89,12 @@ def notice(config: Config, task: str, language: str = "en") -> str:
     how = words["how"].format(
         days=f"{config.retention_days:g}", most=f"{config.max_examples:,}", mib=config.max_store_mib
     )
-    lines = [words["title"].format(task=task), _kept(config, task, words), how, *_leaving(offer, words)]
+    lines = [
+        words["title"].format(task=task),
+        _kept(config, task, words),
+        how,
+        *_leaving(offer, config.max_epsilon, words),
+    ]
     if not config.training or (config.home / "training.off").exists():
         lines.append(words["off"])
     return "\n".join([*lines, words["withdraw"]])
@@ -120,7 +120,7 @@ def _field(field: Field, words: Mapping[str, str]) -> str:
     return words["number"].format(name=field.name)
 
 
-def _leaving(offer: Offer | None, words: Mapping[str, str]) -> list[str]:
+def _leaving(offer: Offer | None, budget: float, words: Mapping[str, str]) -> list[str]:
     if offer is None:
         return [words["leaves_not"]]
     terms = offer.privacy
@@ -128,12 +128,10 @@ def _leaving(offer: Offer | None, words: Mapping[str, str]) -> list[str]:
     consent = words["consent" if offer.consent else "consent_none"].format(consent=offer.consent)
     if terms.insecure_without_noise:
         return [leaves, words["insecure"], consent]
-    from edge_sdk.privacy.accounting import epsilon
-    from edge_sdk.privacy.charges import spend
+    from edge_sdk.privacy.statement import state
 
-    whom = words[terms.placement].format(honest=terms.honest)
-    bound = epsilon(spend(terms, offer.length), terms.delta)
-    private = words["private"].format(unit=words[terms.unit], epsilon=bound, delta=terms.delta, whom=whom)
+    sentence = state(terms, offer.length, 1, offer.secagg.n_min).sentence("zh" if words is _WORDS["zh"] else "en")
+    private = words["private"].format(unit=words[terms.unit], budget=f"{budget:g}", sentence=sentence)
     return [leaves, private, consent]
 
 

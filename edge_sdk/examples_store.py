@@ -399,6 +399,9 @@ class ExamplesStore:
             if starts_anew(before, at):
                 self._db.execute("UPDATE examples SET recorded_at = ?", (at,))
                 self._db.execute("UPDATE seen SET first_at = ?, last_at = ?", (at, at))
+            elif at < before:
+                self._db.execute("UPDATE examples SET recorded_at = ? WHERE recorded_at > ?", (at, at))
+                self._db.execute("UPDATE seen SET first_at = MIN(first_at, ?), last_at = MIN(last_at, ?)", (at, at))
             oldest = at - self._retention_s
             gone = self._db.execute("DELETE FROM examples WHERE recorded_at < ?", (oldest,)).rowcount
             self._db.execute(

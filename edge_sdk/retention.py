@@ -1,6 +1,6 @@
 """How old an example is, on a device whose clock may be wrong. Pure: no clock, no database.
 
-Ages are counted on a clock of their own, which never runs back. A wall clock that starts in 1970 must not keep
+Ages are counted on a clock of their own, which runs back only to correct an error that the fleet disproves. A wall clock that starts in 1970 must not keep
 examples for ever, and one that jumps to 2099 must not erase them all: refuses to run ahead of what the fleet signed by
 more than the time that this process saw pass.
 """
@@ -20,6 +20,8 @@ def age_clock(before: int, now: int, vouched: int, elapsed_s: float) -> int:
     `before`: its last value, 0 at first; `now`: the device's time; `vouched`: the fleet signed that it may be as late
     as this, 0 where nobody did; `elapsed_s`: seconds since `before` was set that this process itself saw.
     """
+    if now <= vouched < before:  # it once believed a clock that was ahead
+        return now
     if before < PLAUSIBLE:
         return max(before, now)
     believed = max(vouched, before + int(elapsed_s))
