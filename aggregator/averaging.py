@@ -7,7 +7,6 @@ Refuses a result that is not finite.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,7 +15,6 @@ from aggregator.errors import ModelRefused
 from aggregator.robust import Total
 from edge_sdk.artifact.errors import ArtifactError
 from edge_sdk.artifact.weights import read_vector, write_vector
-from edge_sdk.protocol.messages import PrivacyTerms
 
 ROUND: str = "fl.round"
 LINEAGE: str = "fl.lineage"
@@ -35,8 +33,9 @@ def average(
 ) -> bytes:
     """The model moved by the mean update: weights + rate * step * total / devices.
 
-    `total`: [d], in quantisation steps: the opened sum (int64), or a robust average (float64) with `devices` 1. The
-    same input gives the same bytes. Raises ModelRefused.
+    `server_learning_rate`: the task's, times `charges.update_scale` of the terms: where devices upload minus the sum of
+    clipped gradients the mean becomes a step of central DP-SGD. `total`: [d], in quantisation steps: the opened sum
+    (int64), or a robust average (float64) with `devices` 1. The same input gives the same bytes. Raises ModelRefused.
     """
     weights = read_vector(model).astype(np.float64)
     if total.shape != weights.shape or devices < 1:
@@ -48,18 +47,3 @@ def average(
         return write_vector(model, moved, {**metadata, LINEAGE: hashlib.sha256(model).hexdigest()})
     except ArtifactError as error:
         raise ModelRefused(f"the averaged model is refused: {error}", "lower the rate", reason=error.reason) from error
-
-
-def privacy_statement(terms: PrivacyTerms, epsilon: float | None, rounds: int) -> str:
-    """One sentence for the model's card: the number, the unit, and against whom it holds."""
-    if epsilon is None or not math.isfinite(epsilon):
-        return "no differential privacy: the task runs insecure_without_noise"
-    against = (
-        "against everyone, the aggregator included"
-        if terms.unit == "record"
-        else f"against the aggregator, by secure aggregation, with at least {terms.honest} honest devices in each sum"
-    )
-    return (
-        f"({epsilon:.4g}, {terms.delta:g})-differential privacy for each {terms.unit} after {rounds} rounds, "
-        f"add-or-remove adjacency, Renyi accountant, {against}"
-    )

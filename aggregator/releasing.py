@@ -27,6 +27,8 @@ from aggregator.store.rows import TaskRow
 from aggregator.store.store import Store
 from aggregator.tasks import TaskSpec
 from edge_sdk.artifact.errors import ArtifactError
+from edge_sdk.artifact.weights import metadata
+from edge_sdk.privacy import charges, statement
 
 FIRST_VERSION: Final = 1
 
@@ -62,20 +64,19 @@ class Releases:
         Where fewer groups are left than the task needs the model stays: the sums were seen, so the round counts.
         """
         spec, privacy = self.spec(task), terms.offer.privacy
-        spent = tasks.rounds_spent(self._store, task.name, privacy.unit)
-        rounds = spent if privacy.unit == "record" else spent + 1  # this round's uploads are in, its sum is not counted
-        epsilon = tasks.epsilon_after(privacy, terms.offer.length, rounds)
+        rounds = tasks.rounds_spent(self._store, task.name) + 1  # this round's sum is open and not counted yet
+        promised = statement.state(privacy, terms.offer.length, rounds, terms.offer.secagg.n_min)
         parent = terms.offer.models[0].hex()
         words = {
             averaging.TASK: task.name,
             averaging.ROUND: str(terms.offer.round),
-            averaging.PRIVACY: averaging.privacy_statement(privacy, epsilon, rounds),
+            averaging.PRIVACY: promised.sentence(),
         }
         moved = partial(
             averaging.average,
             self.model(parent),
             step=privacy.step,
-            server_learning_rate=spec.server_learning_rate,
+            server_learning_rate=spec.server_learning_rate * charges.update_scale(privacy),
             metadata=words,
         )
         said = self._judged(task, parent, opened, moved)
@@ -86,7 +87,8 @@ class Releases:
         with disk_full_is_said():
             write_durably(self._home.checkpoint_file(sha256), model)
         stated = {
-            "epsilon": epsilon,
+            "epsilon": promised.epsilon,
+            "privacy": promised.sentence(),
             "delta": privacy.delta,
             "unit": privacy.unit,
             "devices_averaged": sum(len(group.devices) for group in kept),
@@ -155,7 +157,7 @@ class Releases:
         version = last[0] + 1 if last else FIRST_VERSION
         # TUF metadata holds no floats.
         custom = {key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in facts.items()}
-        custom |= {"round": str(number)}
+        custom |= {"round": str(number), "privacy": metadata(self.model(sha256)).get(averaging.PRIVACY, "")}
         try:
             self._repository.publish(task.name, version, self.model(sha256), custom, self._clock())
         except (ReleaseError, ArtifactError) as error:

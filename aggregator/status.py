@@ -20,6 +20,7 @@ from aggregator.store.schema import open_database
 from aggregator.store.store import Store
 from edge_sdk.artifact.errors import ArtifactError
 from edge_sdk.artifact.weights import read_vector
+from edge_sdk.privacy import statement
 from edge_sdk.protocol.codec import PREFIX_BYTES, SIGNATURE_BYTES, unpack
 from edge_sdk.protocol.messages import Offer, PrivacyTerms
 
@@ -58,7 +59,7 @@ def _task(home: Path, store: Store, row: TaskRow, now: float) -> Status:
     rounds = store.rounds(row.name, last=ROUNDS_SHOWN)
     terms, length = _terms(home, spec, row, rounds)
     release = store.last_release(row.name)
-    spent = tasks.rounds_spent(store, row.name, spec.unit)
+    spent = tasks.rounds_spent(store, row.name)
     return {
         "name": row.name,
         "status": row.status,
@@ -69,7 +70,7 @@ def _task(home: Path, store: Store, row: TaskRow, now: float) -> Status:
         "waiting": rounds[-1].waiting if rounds else "for the first round",
         "phase_s": round(max(0.0, now - rounds[-1].phase_since), 1) if rounds else 0.0,
         "metric_name": spec.metric,
-        "privacy": privacy(terms, length, spent),
+        "privacy": privacy(terms, length, spent, spec.n_min),
         "release": None if release is None else {"version": release[0], "sha256": release[2], "metric": release[3]},
         "rounds": _rounds(store, rounds, spec, (terms, length), spent),
     }
@@ -87,20 +88,9 @@ def _terms(home: Path, spec: tasks.TaskSpec, row: TaskRow, rounds: list[RoundRow
         return None, 0
 
 
-def privacy(terms: PrivacyTerms | None, length: int, rounds: int) -> Status:
-    """Epsilon with all that it means nothing without: unit, delta, adjacency, accountant, against whom."""
-    if terms is None:
-        return {}
-    record = terms.unit == "record"
-    return {
-        "epsilon": _rounded(tasks.epsilon_after(terms, length, rounds)) if rounds else 0.0,
-        "delta": terms.delta,
-        "unit": terms.unit,
-        "adjacency": f"one {terms.unit} added or removed",
-        "accountant": "Renyi, subsampled Gaussian" if record else "Renyi, Skellam",
-        "against": "everyone, the aggregator included" if record else "the aggregator, by secure aggregation",
-        "honest_devices_assumed": 0 if record else terms.honest,
-    }
+def privacy(terms: PrivacyTerms | None, length: int, rounds: int, n_min: int) -> Status:
+    """Epsilon with all that it means nothing without: see `edge_sdk.privacy.statement`."""
+    return {} if terms is None else statement.state(terms, length, rounds, n_min).to_dict()
 
 
 def _rounds(
@@ -108,14 +98,14 @@ def _rounds(
 ) -> list[Status]:
     """Every round shown, with the epsilon spent up to it; `spent`: rounds that count, those before the shown included.
 
-    Record unit: a round costs that took an upload. Device unit: only an opened round does.
+    A round costs whose sum was opened.
     """
     shown = []
     for row in reversed(rows):
         checkpoint = store.checkpoint(row.task, row.number)
         entry = _round(store, row, checkpoint[1].get(spec.metric) if checkpoint else None)
-        shown.append({**entry, "epsilon": privacy(*terms, spent).get("epsilon")})
-        spent -= bool(entry["devices_in"]) if spec.unit == "record" else checkpoint is not None
+        shown.append({**entry, "epsilon": privacy(*terms, spent, spec.n_min).get("epsilon")})
+        spent -= checkpoint is not None
     return shown[::-1]
 
 
@@ -130,6 +120,7 @@ def _round(store: Store, row: RoundRow, metric: float | None) -> Status:
         "devices": [upload.device for upload in uploads],
         "metric": metric,
         "refused": row.stats.get("refused", {}),
+        "groups": row.stats.get("groups", []),
         "upload_bytes": row.stats.get("upload_bytes_each"),
         "float32_bytes": row.stats.get("float32_bytes_each"),
         "version": row.stats.get("version"),
@@ -148,10 +139,6 @@ def _seconds(by_phase: dict[str, float]) -> dict[str, float | None]:
         "evaluating": by_phase.get("evaluating"),
         "releasing": by_phase.get("releasing"),
     }
-
-
-def _rounded(epsilon: float | None) -> float | None:
-    return None if epsilon is None else round(epsilon, 4)
 
 
 def lines(status: Status) -> list[str]:
@@ -183,18 +170,22 @@ def task_lines(task: Status) -> list[str]:
     refused = next((entry for entry in reversed(task["rounds"]) if entry["refused"]), None)
     if refused:
         text.append(f"  devices that took no part in round {refused['round']}: {said_why(refused['refused'])}")
+    if left_out := _left_out(task["rounds"]):
+        text.append(f"  {left_out}")
     if task["privacy"]:
         text.append(f"  privacy: {privacy_line(task['privacy'])}")
     return text
 
 
+def _left_out(rounds: list[Status]) -> str:
+    """What became of the groups of the newest round that left one out, "" where none did."""
+    for entry in reversed(rounds):
+        if why := sorted({group["reason"].split(":")[0] for group in entry["groups"] if group["reason"]}):
+            count = sum(bool(group["reason"]) for group in entry["groups"])
+            return f"round {entry['round']} left out {count} of {len(entry['groups'])} groups: {', '.join(why)}"
+    return ""
+
+
 def privacy_line(terms: Status) -> str:
     """One sentence that may stand alone."""
-    if terms["epsilon"] is None:
-        return "none: the task runs insecure_without_noise"
-    assumed = terms["honest_devices_assumed"]
-    honest = f", if at least {assumed} devices in each sum are honest" if assumed else ""
-    return (
-        f"epsilon {terms['epsilon']:.2f} at delta {terms['delta']:g} for each {terms['unit']} "
-        f"({terms['adjacency']}; {terms['accountant']}), against {terms['against']}{honest}"
-    )
+    return str(terms["sentence"])

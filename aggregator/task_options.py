@@ -42,6 +42,9 @@ OPTIONS: Final[tuple[tuple[str, str, type, str], ...]] = (
     ("--metric", "metric", str, "auc, accuracy, log_loss or mse (default: auc)"),
     ("--min-improvement", "min_improvement", float, "over the last release; may be negative (default: 0)"),
     ("--release-every", "release_every", int, "rounds between releases (default: 1)"),
+    ("--groups", "groups", int, "sums a round opens, each of at least --n-min devices (default: 1)"),
+    ("--robust", "robust", str, "mean, median or trimmed_mean of the groups (default: mean)"),
+    ("--trim", "trim", float, "share of the groups that a trimmed mean cuts off at either end (default: 0.2)"),
     ("--profile", "profile", str, "secure aggregation: P16, P24 or P32 (default: P24)"),
 )
 
@@ -51,13 +54,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for flag, field, kind, text in OPTIONS:
         parser.add_argument(flag, dest=field, type=kind, help=text)
     parser.add_argument("--stewards", action="store_true", help="only stewards sit on the committee")
+    parser.add_argument("--group-gate", action="store_true", help="leave out a group that alone spoils the metric")
     parser.add_argument("--insecure-without-noise", action="store_true", help="for data that is not personal")
 
 
 def create(home: Path, config: Config, chosen: argparse.Namespace, *, now: float) -> dict[str, Any]:
     """Check, lock the graph, add the task. Raises TaskRefused, ModelRefused, HomeRefused, ConfigError, ReleaseError."""
     given = {field: getattr(chosen, field) for _, field, _, _ in OPTIONS if getattr(chosen, field) is not None}
-    given |= {name: True for name in ("stewards", "insecure_without_noise") if getattr(chosen, name)}
+    given |= {name: True for name in ("stewards", "group_gate", "insecure_without_noise") if getattr(chosen, name)}
     spec = tasks.build_spec(name=chosen.name, **given)
     model = _read_model(Path(chosen.model))
     held_out = Path(chosen.held_out) if chosen.held_out else None
@@ -66,7 +70,7 @@ def create(home: Path, config: Config, chosen: argparse.Namespace, *, now: float
         checked = tasks.check_task(store, spec, model=model, heldout=held_out)
         _lock(home, chosen, model, now)
         sha256 = tasks.create_task(store, Home(home), spec, model=model, heldout=held_out, now=now)
-    privacy = status.privacy(checked.terms, checked.length, spec.rounds)
+    privacy = status.privacy(checked.terms, checked.length, spec.rounds, spec.n_min)
     made = {"name": spec.name, "sha256": sha256, "rounds": spec.rounds, "coordinates": checked.length}
     return {**made, "privacy": privacy, "warnings": _warnings(spec)}
 

@@ -179,10 +179,10 @@ def _check_budget(spec: TaskSpec, terms: PrivacyTerms, length: int) -> None:
     if spec.max_epsilon is None or spent is None or spent <= spec.max_epsilon:
         return
     most = charges.rounds_within(terms, length, spec.max_epsilon)
+    fewer = f"take at most {most} rounds" if most else "take more noise: one round of this one is too much"
     raise TaskRefused(
         f"{spec.rounds} rounds would spend epsilon {spent:.4g}, and max_epsilon is {spec.max_epsilon:g}",
-        (f"take at most {most} rounds, or " if most else "")
-        + f"allow a max_epsilon of {_upwards(spent)}, or more noise",
+        f"{fewer}, or allow a max_epsilon of {_upwards(spent)}",
         reason="privacy",
     )
 

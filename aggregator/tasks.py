@@ -152,17 +152,14 @@ def budget(spec: TaskSpec) -> float | None:
     return spec.target_epsilon if spec.max_epsilon is None else spec.max_epsilon
 
 
-def rounds_spent(store: Store, task: str, unit: str) -> int:
-    """How many rounds count against epsilon: where it holds against the aggregator itself, each that sent it anything.
-
-    The device unit holds thanks to the mask, so only an opened sum counts.
-    """
-    return store.uploaded_rounds(task) if unit == "record" else store.averaged_rounds(task)
+def rounds_spent(store: Store, task: str) -> int:
+    """How many rounds count against epsilon: those whose sum was opened. What left a device is on that one's ledger."""
+    return store.averaged_rounds(task)
 
 
 def rounds_done(store: Store, spec: TaskSpec) -> int:
     """Rounds that are over and count: after `spec.rounds` of them the task's epsilon is spent."""
-    return store.uploaded_rounds(spec.name, over=True) if spec.unit == "record" else store.averaged_rounds(spec.name)
+    return store.averaged_rounds(spec.name)
 
 
 class Checked(NamedTuple):

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.averaging import LINEAGE, ROUND, average, privacy_statement
+from aggregator.averaging import LINEAGE, ROUND, average
 from aggregator.errors import ModelRefused
 from aggregator.tasks import build_spec, settle
 from edge_sdk.artifact.graph_lock import graph_digest
 from edge_sdk.artifact.schema import Label, NumberField, Schema
 from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.artifact.weights import metadata, read_vector
+from edge_sdk.privacy import charges
 
 SCHEMA = Schema((NumberField("a"), NumberField("b")), Label("y", "binary", ("no", "yes")))
 MODEL = tabular_classifier(SCHEMA, (4,), seed=3)
@@ -54,10 +55,12 @@ def test_a_sum_of_the_wrong_length_or_beyond_float32_is_refused():
         averaged(np.full(LENGTH, 2**62, np.int64), step=1e30)
 
 
-def test_the_privacy_statement_says_the_unit_and_against_whom():
-    terms = settle(build_spec(name="t", unit="device", n_min=10, noise_multiplier=1.0), 100)
-    text = privacy_statement(terms, 3.25, 4)
-    assert "(3.25, 1e-05)" in text
-    assert "each device" in text
-    assert "8 honest devices" in text
-    assert privacy_statement(terms, None, 4).startswith("no differential privacy")
+def test_an_opened_sum_of_gradients_is_a_step_of_central_training():
+    spec = build_spec(name="t", unit="customer", placement="shared", profile="P32", n_max=50, noise_multiplier=1.0)
+    terms = settle(spec, LENGTH)
+    gradients = np.random.default_rng(4).normal(size=(7, LENGTH))  # of each device's whole batch
+    total = np.rint(-gradients / terms.step).astype(np.int64).sum(axis=0)
+    new = averaged(total, step=terms.step, server_learning_rate=charges.update_scale(terms))
+    expected = read_vector(MODEL) - terms.learning_rate * gradients.sum(axis=0) / (7 * terms.expected_batch)
+    np.testing.assert_allclose(read_vector(new), expected, atol=1e-5)
+    assert charges.update_scale(settle(build_spec(name="t", noise_multiplier=1.0), LENGTH)) == 1.0

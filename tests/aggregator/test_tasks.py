@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import assume, given
@@ -50,12 +51,45 @@ def test_a_field_that_is_wrong_is_named(fields, named):
         ({"noise_multiplier": 1.0, "n_min": 10, "n_max": 5}, "n_max"),
         ({"noise_multiplier": 1.0, "profile": "P16", "n_max": 60_000}, "profile"),
         ({"noise_multiplier": 1.0, "profile": "P16", "step": 1e-5}, "step of"),
+        ({"noise_multiplier": 1.0, "placement": "shared", "steps": 4}, "placement local"),
+        ({"noise_multiplier": 1.0, "placement": "shared", "n_max": 100}, "profile P32"),
+        ({"noise_multiplier": 1.0, "placement": "shared", "profile": "P32", "n_max": 60_000}, "an n_max of"),
+        ({"noise_multiplier": 1.0, "unit": "device", "honest_share": 0.3}, "an n_min of 7"),
+        ({"target_epsilon": 0.05}, "a target_epsilon of 0.103"),
+        ({"noise_multiplier": 1.0, "max_epsilon": 9.0, "rounds": 50}, "at most "),
+        ({"target_epsilon": 4.0, "unit": "device", "placement": "local"}, "an n_min of"),
     ],
 )
 def test_terms_that_cannot_run_come_with_a_remedy(fields, hint):
     with pytest.raises(TaskRefused) as refused:
-        settle(build_spec(name="churn", **fields), 1000)
+        settle(build_spec(name="churn", **fields), 100_000)
     assert hint in refused.value.hint
+
+
+def test_what_a_refusal_says_would_be_feasible_is():
+    drowned = {"name": "churn", "unit": "device", "placement": "local", "target_epsilon": 4.0, "rounds": 3}
+    with pytest.raises(TaskRefused) as refused:
+        settle(build_spec(**drowned), 100_000)
+    n_min, epsilon = re.search(r"n_min of (\d+), or a target_epsilon of ([\d.]+)", refused.value.hint).groups()
+    settle(build_spec(**{**drowned, "n_min": int(n_min)}), 100_000)
+    settle(build_spec(**{**drowned, "target_epsilon": float(epsilon)}), 100_000)
+    settle(build_spec(**{**drowned, "accept_little_signal": True}), 100_000)
+    overspent = {"name": "churn", "noise_multiplier": 1.0, "max_epsilon": 4.0}
+    with pytest.raises(TaskRefused) as refused:
+        settle(build_spec(**overspent, rounds=200), 100)
+    rounds = int(re.search(r"at most (\d+) rounds", refused.value.hint)[1])
+    settle(build_spec(**overspent, rounds=rounds), 100)
+    with pytest.raises(TaskRefused):
+        settle(build_spec(**overspent, rounds=rounds + 1), 100)
+
+
+def test_rounding_adds_at_most_two_percent_to_what_a_sum_of_gradients_is_charged():
+    for length in (30, 1000, 300_000):
+        shared = {"unit": "customer", "placement": "shared", "profile": "P32", "n_max": 100}
+        terms = settle(build_spec(name="t", target_epsilon=3.0, **shared), length)
+        assert math.sqrt(length) <= 0.02 * terms.max_grad_norm / terms.step
+        assert terms.steps == 1
+        assert terms.clip == pytest.approx(50 + 6 * math.sqrt(50) + 6)
 
 
 @pytest.mark.parametrize("unit", ["record", "device"])
