@@ -167,7 +167,8 @@ def seen_heads(connection: sqlite3.Connection) -> list[tuple[LogHead, bool]]:
 
 def rows(connection: sqlite3.Connection) -> list[Row]:
     """Every entry that is kept, oldest first."""
-    return [Row(*row) for row in connection.execute("SELECT n, entry, head FROM journal ORDER BY n")]
+    found = "SELECT n, CAST(entry AS BLOB), CAST(head AS BLOB) FROM journal ORDER BY n"  # whatever was made of them
+    return [Row(*row) for row in connection.execute(found)]
 
 
 def check(connection: sqlite3.Connection, home: Path, *, fleet: str, device: str, key: bytes) -> Checked:

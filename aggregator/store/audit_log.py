@@ -46,7 +46,9 @@ def last(connection: sqlite3.Connection) -> tuple[int, bytes]:
 
 def rows(connection: sqlite3.Connection, since: int = 0) -> Iterator[Row]:
     """Every row after number `since`, oldest first."""
-    return map(Row._make, connection.execute("SELECT n, entry, head FROM audit_log WHERE n > ? ORDER BY n", (since,)))
+    # As bytes, whatever somebody has made of them.
+    found = "SELECT n, CAST(entry AS BLOB), CAST(head AS BLOB) FROM audit_log WHERE n > ? ORDER BY n"
+    return map(Row._make, connection.execute(found, (since,)))
 
 
 def contains(connection: sqlite3.Connection, head: LogHead) -> bool:

@@ -190,7 +190,7 @@ def _held_against(walk: _Walk, proof: Evidence, signed: int, *, broken: bool, fl
         verify_head(head, walk.key(head.size), fleet=fleet, who=who)
     except WrongSignature:
         said = f"the head of {head.size} entries ({since}) is not signed by this log's key: it proves nothing"
-        return Finding(signed + 1, "signature", said)
+        return Finding(max(1, min(signed + 1, head.size)), "signature", said)
     if head.size > walk.size:
         if broken:
             return None  # the break before it is told already

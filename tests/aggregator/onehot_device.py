@@ -26,6 +26,7 @@ from edge_sdk.protocol.messages import (
     Grant,
     Heartbeat,
     Hello,
+    LogHead,
     Message,
     ModelHint,
     Offer,
@@ -78,6 +79,7 @@ class OneHotDevice:
         self.hints = 0
         self.echoes = 0
         self.states = 0
+        self.seen_log: LogHead | None = None  # the newest head of the aggregator's log
         self.counter = 0
         self.takes_part = True
         self.answers_openings = True
@@ -92,7 +94,7 @@ class OneHotDevice:
         self.publish(topics.up(self.fleet, self.name, message.topic), frame, qos)
 
     def ask(self) -> None:
-        self.say(Ask(os.urandom(8), None))
+        self.say(Ask(os.urandom(8), self.seen_log))
 
     def beat(self, phase: str = "idle") -> None:
         self.counter += 1
@@ -137,6 +139,7 @@ class OneHotDevice:
 
     def on_state(self, state: State) -> None:
         self.states += 1
+        self.seen_log = state.log
         for frame in state.offers:
             self.receive(topics.to_all(self.fleet, "offer"), frame)
         for notice in state.openings:
