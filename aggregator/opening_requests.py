@@ -23,6 +23,7 @@ from edge_sdk.protocol.secagg.server import Opening, share_proofs
 from edge_sdk.protocol.secagg.shamir import PRIME
 
 SIGNATURE_BYTES: Final = 64
+UNREADABLE: Final = "unreadable-shares"
 
 Groups = Sequence[tuple[str, ...]]  # the devices of each group that is opened, in increasing order
 
@@ -87,12 +88,13 @@ def read_answer(terms: RoundTerms, device: str, share: Share, groups: Groups) ->
 
 
 def _elements(terms: RoundTerms, body: ShareBody, groups: int) -> list[npt.NDArray[np.uint16]]:
-    """The sum of shares of each group, uint16 [N/rho]. Raises MalformedMessage."""
+    """The sum of shares of each group, uint16 [N/rho]; [0] where the member could not read one. MalformedMessage."""
+    sizes = {len(each) for each in body.sums}
     width = terms.profile.degree // terms.plan.packing
-    if len(body.sums) != groups or any(len(each) != 2 * width for each in body.sums):
+    if len(body.sums) != groups or not sizes <= {0, 2 * width} or sizes == {0}:
         raise MalformedMessage("the answer has the wrong length", reason="share-range")
     elements = [np.frombuffer(each, "<u2").astype(np.uint16) for each in body.sums]
-    if any(int(each.max()) >= PRIME for each in elements):
+    if any(int(each.max(initial=0)) >= PRIME for each in elements):
         raise MalformedMessage("an element of the answer is not below p", reason="share-range")
     return elements
 
@@ -122,9 +124,11 @@ def open_sums(
             length=terms.length,
             group=index,
         )
-        for member, answer in read.items():
-            opening.receive(member - 1, answer)
-        yield _open(opening, devices, total)
+        unread = [member for member, answer in read.items() if not len(answer.sums[index])]
+        for member in read.keys() - set(unread):
+            opening.receive(member - 1, read[member])
+        lost = len(unread) > terms.plan.m - terms.plan.answers  # whatever the others answer
+        yield OpenedGroup(devices, None, UNREADABLE, []) if lost else _open(opening, devices, total)
 
 
 def _open(opening: Opening, devices: tuple[str, ...], total: RunningSum) -> OpenedGroup:

@@ -21,7 +21,7 @@ from aggregator.grouping import Grouping, grouping_key, most_groups
 from aggregator.ingest import Ingest
 from aggregator.ledger import Ledger
 from aggregator.offering import Offering
-from aggregator.opening_requests import OpenedGroup
+from aggregator.opening_requests import UNREADABLE, OpenedGroup
 from aggregator.post import Post
 from aggregator.releasing import Releases, Verdict
 from aggregator.round_terms import RoundTerms
@@ -386,8 +386,8 @@ class Rounds:
         opened = list(opening_requests.open_sums(live.terms, groups, answers, totals))
         failed = [group for group in opened if group.total is None]
         # SPEC 7.5.1: with an answer to spare that agrees, canaries that do not hold are the uploads' fault.
-        told = len(answers) > live.state.needed and all(group.reason == "canaries" for group in failed)
-        if len(failed) == len(opened) or (failed and not told and not live.state.heard_all):
+        told = {UNREADABLE} | ({"canaries"} if len(answers) > live.state.needed else set())
+        if len(failed) == len(opened) or (not live.state.heard_all and {group.reason for group in failed} - told):
             return SumRefused(failed[0].reason), _nothing
         try:
             sha256, facts = self._releases.average(self._task(live.state.task), live.terms, opened)

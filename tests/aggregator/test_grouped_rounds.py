@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
+import msgspec
 import numpy as np
 import pytest
-from onehot_device import ONE
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from onehot_device import ONE, OneHotDevice
 from small_fleet import SmallFleet
 from test_service_rounds import Crash, ended, offer_of, raised, start
 
@@ -189,3 +191,24 @@ def test_the_gate_leaves_out_a_group_that_alone_spoils_the_metric(fleet):
     assert len(left_out) == 1
     assert left_out[0].startswith("gate: auc")
     assert abs(moved(fleet)[0] - ONE) < ONE / 20
+
+
+def test_a_device_whose_shares_nobody_can_read_costs_its_own_group_and_no_other(fleet):
+    """It seals to a key of its own, and signs what it sealed: only the members can notice."""
+    liar = fleet.devices[4]
+    away = X25519PrivateKey.generate().public_key().public_bytes_raw()
+
+    def entries(offer):
+        found = OneHotDevice.entries(liar, offer)
+        if ("churn", offer.round) in liar.uploads:
+            return found
+        return {name: msgspec.structs.replace(entry, epoch_key=away) for name, entry in found.items()}
+
+    liar.entries = entries
+    start(fleet, **GROUPS)
+    fleet.run(ended(fleet))
+    assert fleet.phase() == "released"
+    lost = next(group for group in groups_of(fleet).values() if "device-4" in group)
+    held = [int(device.name not in lost) for device in fleet.devices]
+    assert np.round(moved(fleet)[:9] * 6 / ONE).astype(int).tolist() == held
+    assert sorted(group["reason"] for group in stats(fleet)["groups"]) == ["", "", "unreadable-shares"]

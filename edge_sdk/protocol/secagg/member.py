@@ -40,13 +40,24 @@ class SealedShare:
 
 @dataclass(frozen=True)
 class Answer:
-    """Per group the sum of shares modulo p, uint16[N/rho], for the list whose hash it names. Hides the sums."""
+    """Per group the sum of shares modulo p, uint16[N/rho], for the list whose hash it names. Hides the sums.
+
+    uint16[0] for a group in which a device's share cannot be read: that device spoils no other group.
+    """
 
     survivors_hash: bytes
     sums: Sequence[Share]
 
     def __repr__(self) -> str:
         return f"Answer({self.survivors_hash.hex()[:12]}, ...)"
+
+
+class _UnreadShare(Exception):  # never leaves this module
+    """A share that its device signed and this member cannot read: the device's fault, and its group's loss."""
+
+    def __init__(self, refusal: OpeningRefused) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
 
 
 @dataclass(frozen=True)
@@ -87,13 +98,22 @@ def answer(
     """Check disjoint groups of shares sealed to `member` (at `index`, from 0) and add up each group.
 
     `roster`: device name -> Ed25519 key (32 bytes), active devices only. Raises OpeningRefused with reason "empty",
-    "below-minimum", "repeated-device", "unknown-device", "wrong-proof", "wrong-signature", "wrong-seal",
-    "wrong-share".
+    "below-minimum", "repeated-device", "unknown-device", "wrong-proof", "wrong-signature"; and "wrong-seal" or
+    "wrong-share" where every group holds a share that cannot be read.
     """
     names = [[share.device for share in group] for group in groups]
     _check_groups(names, n_min, roster)
     request = _Request(profile, plan, offer_hash, member, index, secret, roster)
-    return Answer(survivors_hash(offer_hash, names), [_sum(request, group) for group in groups])
+    sums, unread = [], None
+    for group in groups:
+        try:
+            sums.append(_sum(request, group))
+        except _UnreadShare as error:
+            sums.append(np.empty(0, np.uint16))
+            unread = error.refusal
+    if unread is not None and not any(map(len, sums)):
+        raise unread
+    return Answer(survivors_hash(offer_hash, names), sums)
 
 
 def _check_groups(groups: Sequence[Sequence[str]], n_min: int, roster: Mapping[str, bytes]) -> None:
@@ -133,14 +153,15 @@ def _open(request: _Request, share: SealedShare) -> npt.NDArray[np.uint16]:
             f"{share.device} did not sign this share for this round", reason="wrong-signature"
         ) from error
     except WrongSeal as error:
-        raise OpeningRefused(f"{share.device}'s share does not open for this round", reason="wrong-seal") from error
+        what = f"{share.device}'s share does not open for this round"
+        raise _UnreadShare(OpeningRefused(what, reason="wrong-seal")) from error
     return _elements(request, share.device, opened)
 
 
 def _elements(request: _Request, device: str, opened: bytes) -> npt.NDArray[np.uint16]:
     if len(opened) != 2 * (request.profile.degree // request.plan.packing):
-        raise OpeningRefused(f"{device}'s share has the wrong length", reason="wrong-share")
+        raise _UnreadShare(OpeningRefused(f"{device}'s share has the wrong length", reason="wrong-share"))
     elements = np.frombuffer(opened, "<u2")
     if int(elements.max()) >= PRIME:
-        raise OpeningRefused(f"{device}'s share leaves the field", reason="wrong-share")
+        raise _UnreadShare(OpeningRefused(f"{device}'s share leaves the field", reason="wrong-share"))
     return elements
