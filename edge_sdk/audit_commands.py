@@ -1,7 +1,7 @@
 """`edge-sdk audit verify | show | head`: this device's journal, and what it saw of the aggregator's log.
 
 `verify` exits with 1 and names the first bad entry. `head` writes the aggregator's signed heads that this device was
-shown, for `aggregator audit verify --witness`. All of it only reads. Refuses a device without an identity.
+shown, for `aggregator audit verify --witness`. All of it only reads. `verify` refuses a device without an identity.
 """
 
 from __future__ import annotations
@@ -89,8 +89,7 @@ def _show(chosen: argparse.Namespace) -> int:
 
 
 def _head(chosen: argparse.Namespace) -> int:
-    with _opened(chosen) as (config, connection):
-        who = load_identity(config.home / IDENTITY)
-        heads = journal.seen_heads(connection)
-    sys.stdout.write(journal.heads_json((head, who.device) for head, _ in heads))
+    with _opened(chosen) as (_, connection):
+        device, heads = journal.named_device(connection), journal.seen_heads(connection)
+    sys.stdout.write(journal.heads_json((head, device) for head, _ in heads))
     return 0

@@ -171,6 +171,16 @@ def rows(connection: sqlite3.Connection) -> list[Row]:
     return [Row(*row) for row in connection.execute(found)]
 
 
+def named_device(connection: sqlite3.Connection) -> str:
+    """The device that the newest `identity` entry names, "" where there is none."""
+    query = "SELECT CAST(entry AS BLOB) FROM journal WHERE instr(entry, CAST(? AS BLOB)) ORDER BY n DESC"
+    for (entry,) in connection.execute(query, (hashlog.IDENTITY,)):
+        read = hashlog.read(entry)
+        if read.kind == hashlog.IDENTITY:
+            return str(read.data.get("device", ""))
+    return ""
+
+
 def check(connection: sqlite3.Connection, home: Path, *, fleet: str, device: str, key: bytes) -> Checked:
     """Hold the journal against itself and its signed heads. `key`: this device's public signing key."""
     kept = rows(connection)
