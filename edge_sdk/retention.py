@@ -1,8 +1,8 @@
 """How old an example is, on a device whose clock may be wrong. Pure: no clock, no database.
 
-Ages are counted on a clock of their own, which runs back only to correct an error that the fleet disproves. A wall clock that starts in 1970 must not keep
-examples for ever, and one that jumps to 2099 must not erase them all: refuses to run ahead of what the fleet signed by
-more than the time that this process saw pass.
+Ages are counted on a clock of their own, which runs back only to correct an error that the fleet disproves. A wall
+clock that starts in 1970 must not keep examples for ever, and one that jumps to 2099 must not erase them all: refuses
+to run ahead of what the fleet signed by more than the time that this process saw pass.
 """
 
 from __future__ import annotations
