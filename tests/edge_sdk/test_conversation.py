@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 from edge_sdk.conversation import Conversation, Speaker
 from edge_sdk.device_db import TIME_FLOOR, TIME_LATEST, counters, fact, open_device_db, raise_fact
 from edge_sdk.identity.epoch_keys import EpochKeys
+from edge_sdk.privacy.accounting import compose, subsampled_gaussian
+from edge_sdk.privacy.curves import pack
+from edge_sdk.privacy.ledger import Ledger
 from edge_sdk.protocol import codec, topics
 from edge_sdk.protocol.messages import (
     UP,
@@ -33,6 +36,7 @@ from edge_sdk.protocol.messages import (
     Refusal,
     Report,
     Share,
+    Spent,
     State,
 )
 
@@ -43,6 +47,7 @@ class Desk:
     def __init__(self, home) -> None:
         self.fleet = FleetOfEight()
         self.me = self.fleet.members[2]
+        self.home = home
         self.db = open_device_db(home / "device.db")
         speaker = Speaker(
             FLEET, self.me.name, self.me.sign.sign, self.fleet.aggregator.public_key().public_bytes_raw(),
@@ -280,3 +285,31 @@ def test_no_bytes_on_any_topic_do_harm(desk, data):
     topic = data.draw(st.sampled_from([topics.down(FLEET, desk.me.name, kind), topics.to_all(FLEET, kind)]))
     desk.talk.message(topic, payload, 1.0, NOW)
     assert payload == frame or sum(desk.refusals().values()) == before + 1
+
+
+def test_what_was_spent_is_told_at_every_connect_and_before_the_upload_that_was_paid_for(desk):
+    assert not [message for message in desk.sent if isinstance(message, Spent)], "nothing was spent"
+    spend = subsampled_gaussian(0.1, 1.0, 10)
+    work_thread = open_device_db(desk.home / "device.db")
+    ledger = Ledger(work_thread)
+    for number, tick in ((1, 10.0), (2, 20.0)):
+        ledger.charge("intent", "customer", number, spend)
+        desk.talk.turn(tick, NOW)
+        desk.talk.turn(tick + 1, NOW)
+    desk.talk.connection(False, 30.0)
+    desk.talk.connection(True, 31.0)
+    desk.talk.turn(31.0, NOW)
+    told = [message for message in desk.sent if isinstance(message, Spent)]
+    assert [message.counter for message in told] == [1, 2, 3]
+    assert [message.entries[0].rounds for message in told] == [1, 2, 2]
+    assert told[2].entries[0].curve == pack(compose([spend, spend]))
+    assert fact(desk.db, "spents") == 3, "it goes on counting after a restart"
+    work_thread.close()
+
+
+def test_an_unreadable_ledger_is_said_once_and_stops_nothing_else(desk):
+    Ledger(desk.db).charge("intent", "customer", 1, subsampled_gaussian(0.1, 1.0, 10))
+    desk.db.execute("UPDATE privacy_spends SET accountant = 99")
+    for tick in (10.0, 11.0, 12.0):
+        desk.talk.turn(tick, NOW)
+    assert desk.refusals() == {"accountant-version": 1}
