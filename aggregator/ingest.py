@@ -146,9 +146,9 @@ class Ingest:
             if any(u.row.device == device and u.terms is terms for u in self._arriving.values()):
                 continue
             known = [row for row in self._store.uploads(*terms.name, "dropped") if row.device == device]
-            unknown = [upload for upload in uploads if self._store.upload(upload) is None]
-            for upload in unknown[: max(0, MOST_REMEMBERED - len(known))]:
-                self._store.put_upload(UploadRow(upload, *terms.name, device, 0, "dropped", None, b"", None, now))
+            unknown = [identity for identity in uploads if self._store.upload(identity) is None]
+            for identity in unknown[: max(0, MOST_REMEMBERED - len(known))]:
+                self._store.put_upload(UploadRow(identity, *terms.name, device, 0, "dropped", None, b"", None, now))
         return len(dropped)
 
     # -- messages
