@@ -155,9 +155,15 @@ def _add_tasks(commands: Any) -> None:
     create.add_argument("--offline", help="folder of the offline keys (default: HOME/offline)")
     create.add_argument("--passphrase-file", help="default: the one that init drew")
     create.add_argument("--json", action="store_true")
+    plan = _add(actions, "plan", _task_plan, "say what create would settle and promise, and create nothing")
+    plan.add_argument("name", metavar="NAME", nargs="?", default="plan")
+    plan.add_argument("--model", required=True, help="the first model, an ONNX file")
+    plan.add_argument("--language", choices=("en", "zh"), default="en", help="of the promise (default: en)")
+    plan.add_argument("--json", action="store_true")
     from aggregator.task_options import add_options
 
     add_options(create)
+    add_options(plan)
     listed = _add(actions, "list", _task_list, "every task and how far it is")
     listed.add_argument("--json", action="store_true")
     stop = _add(actions, "stop", _task_stop, "no further rounds; the one that runs is finished")
@@ -325,6 +331,14 @@ def _task_create(chosen: argparse.Namespace) -> int:
         return 0
     print(f"task {created['name']}: model {created['sha256'][:16]}, its graph is locked for devices")
     print(f"privacy after {created['rounds']} rounds: {status.privacy_line(created['privacy'])}")
+    return 0
+
+
+def _task_plan(chosen: argparse.Namespace) -> int:
+    from aggregator.task_options import plan, plan_lines
+
+    planned = plan(chosen)
+    print(json.dumps(planned) if chosen.json else "\n".join(plan_lines(planned, chosen.language)))
     return 0
 
 

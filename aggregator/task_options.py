@@ -1,4 +1,4 @@
-"""`aggregator task create`: its options, and what it does with them. Every option not given keeps the task's default.
+"""`aggregator task create` and `task plan`. Every option not given keeps the task's default.
 
 Locks the graph with the offline key after every check and before any device hears of the task. Refuses whatever
 `aggregator.tasks` refuses, and to lock anything for a name that has a task: its devices would refuse what runs.
@@ -10,13 +10,18 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
-from aggregator import setup, status, tasks
+from msgspec.structs import replace
+
+from aggregator import setup, status, task_terms, tasks
 from aggregator.config import Config, ConfigError
+from aggregator.errors import TaskRefused
 from aggregator.home import Home
 from aggregator.releases.durable import exclusive
 from aggregator.releases.keys import open_targets_key
 from aggregator.releases.repository import Repository
 from edge_sdk.artifact.graph_lock import graph_digest
+from edge_sdk.privacy import charges, statement
+from edge_sdk.protocol.messages import Placement, Unit
 
 DEVICES_ASK: Final = 5  # a device's min_cohort unless its owner sets another
 SPACE: Final = 4  # a locked graph's file may grow so many times: metadata changes from round to round
@@ -24,20 +29,25 @@ SPACE: Final = 4  # a locked graph's file may grow so many times: metadata chang
 # (flag, field of TaskSpec, type, what it is)
 OPTIONS: Final[tuple[tuple[str, str, type, str], ...]] = (
     ("--rounds", "rounds", int, "how many rounds (default: 10)"),
-    ("--unit", "unit", str, "whom the noise protects: record or device (default: record)"),
+    ("--unit", "unit", str, "whom the noise protects: record, customer or device (default: record)"),
+    ("--placement", "placement", str, "noise local or shared (default: shared for devices, else local)"),
+    ("--per-customer", "per_customer", int, "customer unit: most examples of one in a step (default: 32)"),
+    ("--consent", "consent", int, "version of the notice that customers must have agreed to (default: 0, none)"),
     ("--epsilon", "target_epsilon", float, "privacy after all rounds; the noise follows from it"),
     ("--noise-multiplier", "noise_multiplier", float, "the noise itself, instead of --epsilon"),
+    ("--max-epsilon", "max_epsilon", float, "the task ends before a round would exceed it (default: --epsilon)"),
+    ("--honest-share", "honest_share", float, "part of n-min taken to add its share of shared noise (default: 0.8)"),
     ("--delta", "delta", float, "probability that epsilon may fail (default: 1e-5)"),
     ("--n-min", "n_min", int, "fewest devices in a sum (default: 5)"),
     ("--n-max", "n_max", int, "most devices in a sum (default: 1000)"),
     ("--window", "window_s", int, "seconds that a round collects (default: 600)"),
     ("--opening", "opening_s", int, "seconds that the committee has (default: 300)"),
     ("--pause", "pause_s", float, "seconds between rounds (default: 0)"),
-    ("--clip", "clip", float, "L2 bound of a device's whole update (default: 1)"),
-    ("--max-grad-norm", "max_grad_norm", float, "L2 bound of a record's gradient (default: 1)"),
+    ("--clip", "clip", float, "L2 bound of what a device uploads (default: 1; shared sums: what fits a batch)"),
+    ("--max-grad-norm", "max_grad_norm", float, "L2 bound of one unit's gradient (default: 1)"),
     ("--sample-rate", "sample_rate", float, "share of its records that a device draws a step (default: 0.1)"),
     ("--units-per-device", "units_per_device", int, "a round guess: it fixes each step's divisor (default: 500)"),
-    ("--steps", "steps", int, "steps a round on the device (default: 10)"),
+    ("--steps", "steps", int, "steps a round on the device (default: 10; shared sums: 1)"),
     ("--learning-rate", "learning_rate", float, "on the device (default: 0.1)"),
     ("--metric", "metric", str, "auc, accuracy, log_loss or mse (default: auc)"),
     ("--min-improvement", "min_improvement", float, "over the last release; may be negative (default: 0)"),
@@ -49,13 +59,25 @@ OPTIONS: Final[tuple[tuple[str, str, type, str], ...]] = (
 )
 
 
+SWITCHES: Final = ("stewards", "insecure_without_noise", "accept_little_signal")
+COMBINATIONS: Final[tuple[tuple[Unit, Placement], ...]] = (
+    ("record", "local"),
+    ("record", "shared"),
+    ("customer", "local"),
+    ("customer", "shared"),
+    ("device", "local"),
+    ("device", "shared"),
+)
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The flags of OPTIONS and the two switches."""
+    """The flags of OPTIONS and the switches."""
     for flag, field, kind, text in OPTIONS:
         parser.add_argument(flag, dest=field, type=kind, help=text)
     parser.add_argument("--stewards", action="store_true", help="only stewards sit on the committee")
     parser.add_argument("--group-gate", action="store_true", help="leave out a group that alone spoils the metric")
     parser.add_argument("--insecure-without-noise", action="store_true", help="for data that is not personal")
+    parser.add_argument("--accept-little-signal", action="store_true", help="go on though noise drowns the signal")
 
 
 def create(home: Path, config: Config, chosen: argparse.Namespace, *, now: float) -> dict[str, Any]:
@@ -73,6 +95,64 @@ def create(home: Path, config: Config, chosen: argparse.Namespace, *, now: float
     privacy = status.privacy(checked.terms, checked.length, spec.rounds, spec.n_min)
     made = {"name": spec.name, "sha256": sha256, "rounds": spec.rounds, "coordinates": checked.length}
     return {**made, "privacy": privacy, "warnings": _warnings(spec)}
+
+
+def _spec(chosen: argparse.Namespace) -> tasks.TaskSpec:
+    given = {field: getattr(chosen, field) for _, field, _, _ in OPTIONS if getattr(chosen, field) is not None}
+    given |= {name: True for name in SWITCHES if getattr(chosen, name)}
+    return tasks.build_spec(name=chosen.name, **given)
+
+
+def plan(chosen: argparse.Namespace) -> dict[str, Any]:
+    """What `create` would settle, and the same wish for every other unit and placement. Writes and signs nothing.
+
+    Raises TaskRefused, ConfigError.
+    """
+    spec, length = _spec(chosen), tasks.model_length(_read_model(Path(chosen.model)))
+    settled = _settled(spec, length)
+    others = []
+    for unit, placement in COMBINATIONS:
+        if (unit, placement) != (spec.unit, task_terms.placement_of(spec)):
+            other = replace(spec, unit=unit, placement=placement, clip=None, step=None, steps=None)
+            try:
+                others.append({"unit": unit, "placement": placement, **_settled(other, length)})
+            except TaskRefused as error:
+                others.append({"unit": unit, "placement": placement, "refused": str(error), "hint": error.hint})
+    return {"name": spec.name, "coordinates": length, **settled, "warnings": _warnings(spec), "others": others}
+
+
+def _settled(spec: tasks.TaskSpec, length: int) -> dict[str, Any]:
+    terms = tasks.settle(spec, length)
+    return {
+        "noise_multiplier": round(terms.noise_multiplier, 4),
+        "clip": terms.clip,
+        "step": terms.step,
+        "steps": terms.steps,
+        "device_noise_in_steps": round(charges.sigma_steps(terms), 1),
+        "headroom_used": round(task_terms.headroom(spec, terms), 4),
+        "noise_over_signal": round(charges.noise_over_signal(terms, length, spec.rounds, spec.n_min), 3),
+        "privacy": status.privacy(terms, length, spec.rounds, spec.n_min),
+    }
+
+
+def plan_lines(planned: dict[str, Any], language: statement.Language) -> list[str]:
+    """The plan for people: the task as wished, then what every other unit and placement would take."""
+    suffix = "_zh" if language == "zh" else ""
+    privacy = planned["privacy"]
+    text = [privacy[f"sentence{suffix}"], *(f"  {one}" for one in privacy[f"assumptions{suffix}"])]
+    text.append(f"{planned['coordinates']} coordinates: {_figures(planned)}")
+    for other in planned["others"]:
+        said = f"refused: {other['refused']} ({other['hint']})" if "refused" in other else _figures(other)
+        text.append(f"{other['unit']}, {other['placement']} noise: {said}")
+    return text
+
+
+def _figures(settled: dict[str, Any]) -> str:
+    return (
+        f"noise multiplier {settled['noise_multiplier']:g}, clip {settled['clip']:.4g}, step {settled['step']:.4g}, "
+        f"{settled['headroom_used']:.0%} of the modulus used, noise {settled['noise_over_signal']:g} times the most "
+        "that the rounds can learn"
+    )
 
 
 def _warnings(spec: tasks.TaskSpec) -> list[str]:

@@ -177,12 +177,7 @@ def check_task(store: Store, spec: TaskSpec, *, model: bytes, heldout: Path | No
     """
     if store.task(spec.name):
         raise HomeRefused(f"there is a task {spec.name!r} already", "choose another name")
-    try:
-        check_model(model)
-        length = int(read_vector(model).size)
-    except ArtifactError as error:
-        hint = "give an ONNX file as the SDK's authoring side publishes it, with --model"
-        raise TaskRefused(f"the model is refused: {error}", hint, reason=error.reason) from error
+    length = model_length(model)
     terms = settle(spec, length)
     if heldout is None:
         if spec.group_gate:
@@ -190,6 +185,16 @@ def check_task(store: Store, spec: TaskSpec, *, model: bytes, heldout: Path | No
         return Checked(length, terms, None)
     _check_metric(spec, evaluate(model, read_heldout(model, heldout)))
     return Checked(length, terms, heldout.read_bytes())
+
+
+def model_length(model: bytes) -> int:
+    """How many coordinates an update of this model has. Raises TaskRefused."""
+    try:
+        check_model(model)
+        return int(read_vector(model).size)
+    except ArtifactError as error:
+        hint = "give an ONNX file as the SDK's authoring side publishes it, with --model"
+        raise TaskRefused(f"the model is refused: {error}", hint, reason=error.reason) from error
 
 
 def _check_metric(spec: TaskSpec, metrics: Mapping[str, float]) -> None:

@@ -131,3 +131,22 @@ def test_a_cohort_below_what_devices_ask_for_is_warned_of(home: Path, tmp_path: 
     assert "min_cohort" in warning
     assert create("enough", "--model", model_file(tmp_path), "--n-min", 5) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_plan_says_what_would_be_settled_for_each_unit_and_creates_nothing(
+    home: Path, tmp_path: Path, capsys
+) -> None:
+    words = ("task", "plan", "--model", str(model_file(tmp_path)), "--epsilon", "3", "--n-max", "50")
+    assert cli.main([*words, "--unit", "customer", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["privacy"]["epsilon"] == pytest.approx(3.0, rel=0.005)
+    assert planned["headroom_used"] < 1
+    others = {(other["unit"], other["placement"]): other for other in planned["others"]}
+    assert len(others) == 5
+    assert others["record", "shared"]["privacy"]["honest_devices_assumed"] == 4
+    assert cli.main([*words, "--unit", "device", "--language", "zh"]) == 0
+    assert "ε = 3" in capsys.readouterr().out
+    error, _ = refusal(capsys, cli.main([*words, "--honest-share", "0.1", "--unit", "device"]))
+    assert "too few to share noise" in error
+    assert list(Home(home).checkpoints.glob("*")) == []
+    assert locked(home) is None
