@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +31,9 @@ HEAD_FILE: Final = "audit.head"
 ALARMS: Final = "audit-alarms"
 ENTRIES: Final = 64  # at most so many entries without a signed head while the service runs
 PERIOD_S: Final = 60.0  # and none for longer
+COUNTED: Final = "audit-refusals"
+COUNT_S: Final = 3600.0  # refused messages are recorded in bulk
+MOST_REASONS: Final = 40
 
 
 class HeadsRefused(AggregatorError):
@@ -45,6 +49,7 @@ class Audit:
         self._public = key.public_key().public_bytes_raw()
         self._witnessed: dict[str, LogHead] = {}
         self._file_is_proof = False
+        self._counted_at = 0.0
         self.newest = audit_log.newest_head(store.connection)
 
     def begin(self, now: float, **facts: hashlog.Value) -> None:
@@ -66,6 +71,7 @@ class Audit:
 
     def end(self, now: float) -> None:
         """The service stops in order."""
+        self._count_refusals(now)
         with self._store.transaction():
             audit_log.append(self._store.connection, now, "service-stopped")
         self.due(now, all_of_it=True)
@@ -77,6 +83,8 @@ class Audit:
                 for device, head in self._witnessed.items():
                     audit_log.keep_witness(self._store.connection, device, head, lost=False)
             self._witnessed.clear()
+        if not 0 <= now - self._counted_at < COUNT_S:
+            self._count_refusals(now)
         size, signed = audit_log.last(self._store.connection)[0], self.newest
         if signed is not None and size < signed.size:
             self._alarm(now, Evidence(signed, "the newest checkpoint"))
@@ -84,6 +92,18 @@ class Audit:
         late = signed is None or not 0 <= now - signed.time < PERIOD_S
         if behind >= ENTRIES or (behind and (late or all_of_it)) or signed is None:
             self.sign(now)
+
+    def _count_refusals(self, now: float) -> None:
+        """How many messages were refused since the last such entry, and why; devices choose some of the words."""
+        self._counted_at = now
+        before = self._store.value(COUNTED) or {}
+        totals = {f"{kind}/{reason}": count for (kind, reason), count in self._store.refusals().items()}
+        news = Counter({what: count - before.get(what, 0) for what, count in totals.items()})
+        if any(news.values()):
+            with self._store.transaction():
+                said = {what[:64]: count for what, count in news.most_common(MOST_REASONS) if count > 0}
+                audit_log.append(self._store.connection, now, "refused", **said)
+                self._store.set_value(COUNTED, totals)
 
     def sign(self, now: float) -> None:
         """Sign the newest head, keep it in the table, then beside the database."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aggregator import cohort, renewal, tasks
+from aggregator.audit import ALARMS
 from aggregator.config import Config
 from aggregator.errors import TaskRefused
 from aggregator.fleet.registry import Registry
@@ -15,6 +16,7 @@ from aggregator.home import Home
 from aggregator.ledger import Alarm, Ledger
 from aggregator.ledger_report import alarm_lines
 from aggregator.server_round import said_why
+from aggregator.store import audit_log
 from aggregator.store.rows import RoundRow, TaskRow
 from aggregator.store.schema import open_database
 from aggregator.store.store import Store
@@ -51,7 +53,15 @@ def gather(home: Path, store: Store, registry: Registry, now: float) -> Status:
         "ledger_alarms": [alarm._asdict() for alarm in Ledger(store.connection).alarms() if alarm.standing],
         "offline_roles_days": renewal.days_left(home, now),
         "refusals": {f"{kind}/{reason}": count for (kind, reason), count in sorted(store.refusals().items())},
+        "audit": _audit(store),
     }
+
+
+def _audit(store: Store) -> Status:
+    """How long the audit log is, how far it is signed, and which heads that were signed it does not hold."""
+    newest = audit_log.newest_head(store.connection)
+    entries, alarms = audit_log.last(store.connection)[0], store.value(ALARMS) or []
+    return {"entries": entries, "signed": newest.size if newest else 0, "alarms": alarms}
 
 
 def _task(home: Path, store: Store, row: TaskRow, now: float) -> Status:
@@ -154,6 +164,10 @@ def lines(status: Status) -> list[str]:
     text += alarm_lines([Alarm(**alarm) for alarm in status["ledger_alarms"]])
     if reminder := renewal.reminder(status["offline_roles_days"]):
         text.append(reminder)
+    if status["audit"]["alarms"]:
+        lost = status["audit"]["alarms"][-1]
+        what = f"ALARM: the audit log lost entries: it does not hold the head of {lost['size']} ({lost['source']})"
+        text.append(f"{what}; run `aggregator audit verify`")
     refused = ", ".join(f"{count} {reason}" for reason, count in status["refusals"].items())
     return [*text, f"refused messages: {refused or 'none'}"]
 

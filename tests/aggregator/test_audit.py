@@ -185,6 +185,19 @@ def test_a_service_that_starts_on_a_cut_log_says_so_and_keeps_the_proof(books):
     assert len(again.store.value(audit.ALARMS)) == 1, "told once"
 
 
+def test_refused_messages_are_recorded_in_bulk(books):
+    books.store.count_refusals({("hello", "closed"): 7, ("data", "chunk-seal"): 2})
+    books.audit.due(START + 3700)
+    books.store.count_refusals({("hello", "closed"): 1})
+    books.audit.due(START + 3800)
+    books.audit.end(START + 3900)
+    entries = [hashlog.read(row.entry) for row in audit_log.rows(books.store.connection)]
+    assert [entry.data for entry in entries if entry.kind == "refused"] == [
+        {"hello/closed": 7, "data/chunk-seal": 2},
+        {"hello/closed": 1},
+    ]
+
+
 def _append_many(path: str, word: str, count: int) -> None:
     store = Store(open_database(Path(path)))
     for _ in range(count):
