@@ -134,6 +134,11 @@ class Ledger:
         spent = self.model(task)
         return 0.0 if spent is None else spent.epsilon
 
+    def epsilon_with(self, task: str, terms: PrivacyTerms, length: int) -> float:
+        """Epsilon once another round, of these terms, is opened too."""
+        _, spent = self._sum("task = ? AND unit = ? AND opened_at IS NOT NULL", task, terms.unit)
+        return accounting.epsilon(accounting.compose([spent, cost(terms, length)]), terms.delta)
+
     def _sum(self, where: str, *values: Any) -> tuple[int, Spend]:
         """(how many rounds, their spends together) of the round charges that fit."""
         rows = self._rows(
@@ -149,8 +154,7 @@ class Ledger:
         if budget is None or terms.insecure_without_noise:
             return
         _, spent = self._sum("task = ? AND unit = ? AND opened_at IS NOT NULL", task, terms.unit)
-        now = accounting.epsilon(spent, terms.delta)
-        after = accounting.epsilon(accounting.compose([spent, cost(terms, length)]), terms.delta)
+        now, after = accounting.epsilon(spent, terms.delta), self.epsilon_with(task, terms, length)
         if not at_most(after, budget):
             raise TaskRefused(
                 f"the budget is spent: epsilon {now:.4g} of {budget:g} for each {terms.unit} (delta {terms.delta:g}), "
