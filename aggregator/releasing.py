@@ -17,6 +17,7 @@ import numpy as np
 from aggregator import averaging, evaluation, robust, tasks
 from aggregator.errors import AggregatorError, ModelRefused
 from aggregator.home import Home
+from aggregator.ledger import Ledger
 from aggregator.opening_requests import OpenedGroup
 from aggregator.releases.durable import write_durably
 from aggregator.releases.errors import ReleaseError
@@ -50,6 +51,7 @@ class Releases:
     def __init__(self, store: Store, home: Home, repository: Repository | None, clock: Callable[[], float]) -> None:
         """Without a repository everything stays a checkpoint."""
         self._store, self._home, self._repository, self._clock = store, home, repository, clock
+        self._ledger = Ledger(store.connection)
         self._heldout: dict[str, evaluation.Heldout] = {}
 
     def spec(self, task: TaskRow) -> TaskSpec:
@@ -65,7 +67,8 @@ class Releases:
         """
         spec, privacy = self.spec(task), terms.offer.privacy
         rounds = tasks.rounds_spent(self._store, task.name) + 1  # this round's sum is open and not counted yet
-        promised = statement.state(privacy, terms.offer.length, rounds, terms.offer.secagg.n_min)
+        epsilon = self._ledger.epsilon_with(task.name, privacy, terms.offer.length)
+        promised = statement.charged(privacy, epsilon, rounds, terms.offer.secagg.n_min)
         parent = terms.offer.models[0].hex()
         words = {
             averaging.TASK: task.name,
