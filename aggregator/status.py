@@ -80,7 +80,7 @@ def _task(home: Path, store: Store, row: TaskRow, now: float) -> Status:
         "waiting": rounds[-1].waiting if rounds else "for the first round",
         "phase_s": round(max(0.0, now - rounds[-1].phase_since), 1) if rounds else 0.0,
         "metric_name": spec.metric,
-        "privacy": privacy(terms, length, spent, spec.n_min),
+        "privacy": _charged(store, row.name, terms, spec.n_min) or privacy(terms, length, spent, spec.n_min),
         "release": None if release is None else {"version": release[0], "sha256": release[2], "metric": release[3]},
         "rounds": _rounds(store, rounds, spec, (terms, length), spent),
     }
@@ -101,6 +101,14 @@ def _terms(home: Path, spec: tasks.TaskSpec, row: TaskRow, rounds: list[RoundRow
 def privacy(terms: PrivacyTerms | None, length: int, rounds: int, n_min: int) -> Status:
     """Epsilon with all that it means nothing without: see `edge_sdk.privacy.statement`."""
     return {} if terms is None else statement.state(terms, length, rounds, n_min).to_dict()
+
+
+def _charged(store: Store, task: str, terms: PrivacyTerms | None, n_min: int) -> Status:
+    """The same from the ledger, which knows every round by its own terms; nothing before the first offer."""
+    spent = Ledger(store.connection).model(task)
+    if terms is None or spent is None or not spent.rounds:
+        return {}
+    return statement.charged(terms, spent.epsilon, spent.rounds, n_min).to_dict()
 
 
 def _rounds(
