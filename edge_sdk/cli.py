@@ -211,9 +211,8 @@ def _told(status: Mapping[str, Any]) -> list[str]:
         file = Path(status["home"], "examples.db.unreadable")
         lines.append(f"examples  older ones cannot be read any more: put their key back from a copy, or remove {file}")
     for task, units in status["privacy"].items():
-        for unit, p in units.items():
-            spent = f"epsilon {p['epsilon']:.3f} of {p['budget']:g} (delta {p['delta']:g}, {p['rounds']} rounds)"
-            lines.append(f"privacy   {task}, each {unit}: {spent}")
+        for p in units.values():
+            lines.append(f"privacy   {task}: {p['sentence']}; this device allows {p['budget']:g}")
     if key := status["epoch_key"]:
         waits = ", the next one waits for a roster" if key["next_sent"] else ""
         lines.append(f"epoch key number {key['number']}, {key['age_s'] / 3600:.1f} hours old{waits}")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_sdk.config import Config
+
+if TYPE_CHECKING:
+    from edge_sdk.protocol.messages import Offer
 
 
 def read_status(config: Config, now: float) -> dict[str, Any]:
@@ -107,10 +110,10 @@ def _epoch_key(path: Path, now: float) -> dict[str, Any]:
     return {"number": number, "age_s": age_s, "next_sent": "next" in keys, "older_kept": "older" in keys}
 
 
-def _privacy(config: Config) -> dict[str, dict[str, dict[str, float]]]:
-    """Task -> unit -> epsilon spent, delta it is stated at, rounds charged and the budget."""
+def _privacy(config: Config) -> dict[str, dict[str, dict[str, Any]]]:
+    """Task -> unit -> what was promised and spent (`edge_sdk.privacy.statement`), rounds charged and the budget."""
     path = config.home / "device.db"
-    spent: dict[str, dict[str, dict[str, float]]] = {}
+    spent: dict[str, dict[str, dict[str, Any]]] = {}
     charged = _rows(path, "SELECT task, unit, COUNT(*) FROM privacy_spends GROUP BY task, unit ORDER BY task, unit")
     if not charged:
         return spent
@@ -120,22 +123,26 @@ def _privacy(config: Config) -> dict[str, dict[str, dict[str, float]]]:
     try:
         ledger = Ledger(connection)
         for task, unit, rounds in charged:
-            delta = _delta(path, task, config.max_delta)
+            offer = _newest_offer(connection, task)
+            delta = offer.privacy.delta if offer is not None else config.max_delta
             epsilon = ledger.epsilon(task, unit, delta)
-            entry = {"epsilon": epsilon, "delta": delta, "rounds": rounds, "budget": config.max_epsilon}
-            spent.setdefault(task, {})[unit] = entry
+            stated = _stated(offer, unit, delta, epsilon, rounds)
+            spent.setdefault(task, {})[unit] = {**stated, "epsilon": epsilon, "budget": config.max_epsilon}
     finally:
         connection.close()
     return spent
 
 
-def _delta(path: Path, task: str, otherwise: float) -> float:
-    """The delta of the newest offer this device holds for the task."""
+def _newest_offer(connection: sqlite3.Connection, task: str) -> Offer | None:
     from edge_sdk.held_offers import HeldOffers
 
-    connection = sqlite3.connect(path, timeout=2.0)
-    try:
-        offer = HeldOffers(connection).newest(task)
-    finally:
-        connection.close()
-    return offer.privacy.delta if offer is not None else otherwise
+    return HeldOffers(connection).newest(task)
+
+
+def _stated(offer: Offer | None, unit: str, delta: float, epsilon: float, rounds: int) -> dict[str, Any]:
+    """The statement by the newest offer's terms; without one of this unit, what the ledger alone knows."""
+    from edge_sdk.privacy.statement import charged, unplaced
+
+    if offer is None or offer.privacy.unit != unit:
+        return unplaced(unit, delta, epsilon, rounds)
+    return charged(offer.privacy, epsilon, rounds, offer.secagg.n_min).to_dict()

@@ -47,7 +47,10 @@ def _figures(outcome: Outcome) -> str:
         (f"{outcome.local_mean:.3f}", f"{name} of a device alone, mean, no privacy"),
         (f"{outcome.local_private_mean:.3f}", f"{name} of a device alone, mean, same privacy"),
         (f"{outcome.central:.3f}", f"{name} of one centre, no privacy"),
-        (f"{privacy['epsilon']:.2f}", f"epsilon for each {privacy['unit']}, delta {privacy['delta']:g}"),
+        (
+            f"{privacy['epsilon']:.2f}",
+            f"epsilon for each {privacy['unit']}, delta {privacy['delta']:g}, {privacy['placement']} noise",
+        ),
         (f"{outcome.on_new_model} of {len(outcome.models)}", "living devices on the new signed model"),
     ]
     return "".join(f"<div><b>{value}</b><span>{html.escape(what)}</span></div>" for value, what in shown)
@@ -59,7 +62,8 @@ def _check(sentence: str, good: bool) -> str:
 
 def _promise(outcome: Outcome) -> str:
     terms = outcome.task["privacy"]
-    return html.escape(privacy_line(terms)[:1].upper() + privacy_line(terms)[1:] + ".")
+    sentences = [privacy_line(terms), *terms["assumptions"]]
+    return html.escape(" ".join(f"{sentence[:1].upper()}{sentence[1:]}." for sentence in sentences))
 
 
 def _metric_words(outcome: Outcome) -> str:

@@ -56,6 +56,7 @@ def _line(task: Status, entry: Status) -> str:
     took = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in entry["seconds"].items() if seconds is not None)
     return (
         f"  round {entry['round']:2}: {entry['devices_in']} devices in, {task['metric_name']} {entry['metric']:.4f}, "
-        f"epsilon {entry['epsilon']:.2f} for each {task['privacy']['unit']}, upload {entry['upload_bytes']:,} B "
+        f"epsilon {entry['epsilon']:.2f} for each {task['privacy']['unit']} at delta {task['privacy']['delta']:g}, "
+        f"{task['privacy']['placement']} noise, upload {entry['upload_bytes']:,} B "
         f"(float32 {entry['float32_bytes']:,} B); seconds: {took}"
     )

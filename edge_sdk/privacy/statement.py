@@ -105,6 +105,15 @@ def charged(terms: PrivacyTerms, epsilon: float | None, rounds: int, n_min: int)
     )
 
 
+def unplaced(unit: str, delta: float, epsilon: float, rounds: int) -> dict[str, Any]:
+    """What a ledger's figure says once the terms it was spent under are gone: no placement, so nobody is named."""
+    said = (
+        f"epsilon {epsilon:.4g} at delta {delta:g} for each {unit} in {rounds} rounds (one {unit} added or removed; "
+        f"Renyi, version {ACCOUNTANT_VERSION}), against whom the offers of those rounds said"
+    )
+    return {"epsilon": epsilon, "delta": delta, "unit": unit, "rounds": rounds, "sentence": said}
+
+
 def accountant(terms: PrivacyTerms) -> str:
     """Name and version of what counted."""
     noise = "Skellam" if terms.placement == "shared" or terms.unit == "device" else "Gaussian"
