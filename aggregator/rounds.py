@@ -6,7 +6,6 @@ again each second. Refuses what the state machine, the uploads and the openings 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -14,14 +13,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from aggregator import opening_requests, tasks
+from aggregator import tasks
 from aggregator.errors import ModelRefused, TaskRefused
 from aggregator.fleet.registry import Registry
 from aggregator.grouping import Grouping, grouping_key, most_groups
 from aggregator.ingest import Ingest
 from aggregator.ledger import Ledger
 from aggregator.offering import Offering
-from aggregator.opening_requests import UNREADABLE, OpenedGroup
+from aggregator.openings import Openings
 from aggregator.post import Post
 from aggregator.releasing import Releases, Verdict
 from aggregator.round_terms import RoundTerms
@@ -118,7 +117,6 @@ class _Live:
     offered_at: float = 0.0
     waiting: str = ""
     refused: dict[str, str] = field(default_factory=dict)  # device -> why it does not take part
-    opened: list[tuple[list[int], tuple[str, ...]]] = field(default_factory=list)  # groups and their devices
 
 
 class Rounds:
@@ -142,7 +140,7 @@ class Rounds:
         self._clock, self._hook = clock, phase_hook
         self.ledger = Ledger(store.connection)
         self._open: dict[str, _Live] = {}
-        self._requests: dict[tuple[str, int], tuple[list[bytes], list[OpeningNotice]]] = {}
+        self._openings = Openings(store, ingest)
 
     # -- starting and going on
 
@@ -370,48 +368,20 @@ class Rounds:
         spec = self._releases.spec(self._task(live.state.task))
         return Prepared(int(self._clock()) + spec.opening_s), _nothing
 
-    def _groups(self, live: _Live) -> list[tuple[str, ...]]:
-        """The devices of each group that is opened, once the round is closed. The same after a restart."""
-        if not live.opened:
-            members = self._store.members(*live.terms.name)
-            for groups in live.grouping.together(Counter(members.values())):
-                live.opened.append((groups, tuple(device for device in members if members[device] in groups)))
-        return [devices for _, devices in live.opened]
-
     def _open_sum(self, live: _Live) -> Outcome:
         began = self._clock()
-        sums, answers = self._ingest.close_round(*live.terms.name), self._store.answers(*live.terms.name)
-        groups = self._groups(live)
-        totals = (sums.merged(merged) for merged, _ in live.opened)
-        opened = list(opening_requests.open_sums(live.terms, groups, answers, totals))
-        failed = [group for group in opened if group.total is None]
-        # SPEC 7.5.1: with an answer to spare that agrees, canaries that do not hold are the uploads' fault.
-        told = {UNREADABLE} | ({"canaries"} if len(answers) > live.state.needed else set())
-        if len(failed) == len(opened) or (not live.state.heard_all and {group.reason for group in failed} - told):
-            return SumRefused(failed[0].reason), _nothing
+        opened, wait = self._openings.open(live.terms, live.grouping, live.state)
+        if wait:
+            return SumRefused(wait), _nothing
         try:
             sha256, facts = self._releases.average(self._task(live.state.task), live.terms, opened)
         except ModelRefused as error:
             return SumRefused(error.reason), _nothing
-        self._say_wrong(live, opened, facts["groups"])
+        self._openings.say_wrong(live.terms, opened, [group["reason"] for group in facts["groups"]], began)
         self._hook("averaging")
         live.stats = {**live.stats, **facts, "sha256": sha256}
         live.stats["seconds"] = {**live.stats["seconds"], "averaging": round(self._clock() - began, 3)}
         return SumOpened(), lambda: self._commit(live, sha256, facts["parent"])
-
-    def _say_wrong(self, live: _Live, opened: list[OpenedGroup], found: list[dict[str, Any]]) -> None:
-        """Tell the operator which members answered wrongly and which groups are left out, with the devices in them."""
-        now, wrong = self._clock(), sorted({member for group in opened for member in group.wrong_members})
-        if wrong:
-            members = [live.terms.offer.secagg.committee[member - 1] for member in wrong]
-            with self._store.transaction():
-                self._store.log(now, "wrong-answers", *live.terms.name, members=wrong)
-                self._audit(now, "alarm", *live.terms.name, reason="wrong-answers", members=members)
-        for index, (group, said) in enumerate(zip(opened, found, strict=True)):
-            if said["reason"]:
-                self._store.count_refusals({("group", said["reason"]): 1})
-                what = {"group": index, "reason": said["reason"], "devices": list(group.devices)}
-                self._store.log(now, "group-left-out", *live.terms.name, **what)
 
     def _commit(self, live: _Live, sha256: str, parent: str) -> None:
         task, number = live.terms.name
@@ -458,7 +428,7 @@ class Rounds:
             self._store.log(now, "round", name, number, phase=live.state.phase.value, **live.stats)
         self._store.truncate_log()
         del self._open[name]
-        self._requests.pop((name, number), None)
+        self._openings.forget((name, number))
         if live.stats.get("version") is not None:
             self._post.announce(ModelHint(name))
 
@@ -539,7 +509,7 @@ class Rounds:
             raise UnexpectedMessage(f"round {share.round} is {live.state.phase.value}", reason="not-opening")
         if live.terms.member(device) in live.state.answered:
             return
-        member, body = opening_requests.read_answer(live.terms, device, share, self._groups(live))
+        member, body = self._openings.read_answer(live.terms, live.grouping, device, share)
         self._step(live, Answered(member), lambda: self._store.add_answer(*live.terms.name, member, body))
         self._store.log(self._clock(), "answer", *live.terms.name, device=device, answers=len(live.state.answered))
 
@@ -571,7 +541,8 @@ class Rounds:
 
     def openings(self, device: str) -> list[OpeningNotice]:
         """What the device still owes as a committee member."""
-        return [self._asked(live)[1][member - 1] for live, member in self._owing(device)]
+        owing = self._owing(device)
+        return [self._openings.asked(live.terms, live.grouping).notices[member - 1] for live, member in owing]
 
     def _owing(self, device: str) -> list[tuple[_Live, int]]:
         opening = [live for live in self._open.values() if live.state.phase is Phase.OPENING]
@@ -584,20 +555,11 @@ class Rounds:
         if live is None or live.state.number != number or live.state.phase is not Phase.OPENING:
             return None
         member = live.terms.member(device)
-        return self._asked(live)[0][member - 1] if member else None
-
-    def _asked(self, live: _Live) -> tuple[list[bytes], list[OpeningNotice]]:
-        """Every member's request and notice. They follow from the uploads, so a restart makes the same."""
-        name = live.terms.name
-        if name not in self._requests:
-            blobs = opening_requests.requests_for(live.terms, self._store.uploads(*name, "summed"), self._groups(live))
-            notices = [OpeningNotice(*name, len(blob), hashlib.sha256(blob).digest()) for blob in blobs]
-            self._requests[name] = (blobs, notices)
-        return self._requests[name]
+        return self._openings.asked(live.terms, live.grouping).blobs[member - 1] if member else None
 
     def _send_notices(self, live: _Live, now: float) -> None:
         live.notified_at = now
         active = {device.device for device in self._registry.active()}
         for index, device in enumerate(live.terms.offer.secagg.committee):
             if index + 1 not in live.state.answered and device in active:
-                self._post.send(device, self._asked(live)[1][index])
+                self._post.send(device, self._openings.asked(live.terms, live.grouping).notices[index])

@@ -37,7 +37,7 @@ class Answers:
         self.device = next(d for d in fleet.devices if d.name == self.offer.secagg.committee[place])
         self.digest = self.device.offers["churn", 1][1]
         live = fleet.service._rounds._open["churn"]
-        self.survivors = expected_hash(live.terms, fleet.service._rounds._groups(live))
+        self.survivors = expected_hash(live.terms, fleet.service._rounds._openings.groups(live.terms, live.grouping))
         committee = plan(len(self.offer.secagg.committee))
         self.sums = bytes(2 * profile(self.offer.secagg.profile).degree // committee.packing)
 

@@ -164,7 +164,12 @@ def spoiled(fleet, offer, digest, liar) -> bytes:
     live = fleet.service._rounds._open["churn"]
     sums = np.arange(live.terms.profile.degree // live.terms.plan.packing).astype("<u2").tobytes()
     place = offer.secagg.committee.index(liar.name) + 1
-    body = ShareBody(digest, expected_hash(live.terms, fleet.service._rounds._groups(live)), place, (sums,))
+    body = ShareBody(
+        digest,
+        expected_hash(live.terms, fleet.service._rounds._openings.groups(live.terms, live.grouping)),
+        place,
+        (sums,),
+    )
     return seal_to_round(codec.pack(body), offer.round_key, share_info(digest, liar.name))
 
 
