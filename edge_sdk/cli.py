@@ -261,7 +261,7 @@ def _export(chosen: argparse.Namespace) -> int:
 
 def _forget(chosen: argparse.Namespace) -> int:
     with _examples(_enrolled(chosen.home)) as examples:
-        print(f"{examples.forget(chosen.subject)} examples are erased; what waits to be sent and may hold them goes")
+        print(f"examples erased: {examples.forget(chosen.subject)}; what waits to be sent and may hold them goes")
     return 0
 
 

@@ -89,7 +89,7 @@ class Outbox:
         self._journal = journal
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._entry: _Entry | None = None
-        self._connected = False
+        self._connected = self._withdrawing = False
         self._remove_strays()
 
     # -- before sending --------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ class Outbox:
         An upload whose file is gone or damaged ends as refused, counted as `outbox-file`: nobody can send it any more.
         """
         entry = self._entry = self._entry or self._next(tick)
-        if entry is None:
+        if entry is None or self._withdrawing:
             return
         if now >= entry.closes_at:
             self._finish(entry, UploadEvent.CLOSED, "closed")
@@ -190,7 +190,11 @@ class Outbox:
             entry.done_sent = publish("done", self._encode(Done(entry.hello.upload)))
 
     def withdraw(self, task: str | None) -> dict[str, list[bytes]]:
-        """End every unfinished upload of a task, or of every task: task -> upload ids. Their bytes are deleted."""
+        """End every unfinished upload of a task, or of every task: task -> upload ids. Their bytes are deleted.
+
+        Raises DiskFull, sqlite3.Error; then nothing at all is sent until a repeat of this call succeeds.
+        """
+        self._withdrawing = True
         rows = self._db.execute(
             "SELECT task, upload, state FROM outbox WHERE state IN (?, ?, ?) AND task = COALESCE(?, task)",
             (*_OPEN, task),
@@ -202,6 +206,7 @@ class Outbox:
                 self._db.execute("UPDATE outbox SET state = ? WHERE upload = ?", (following.value, upload))
                 count(self._db, "upload", following.value)
                 ended.setdefault(of, []).append(upload)
+        self._withdrawing = False
         if self._entry is not None and self._entry.hello.upload in {row[1] for row in rows}:
             self._entry = None
         for _, upload, _ in rows:

@@ -243,3 +243,35 @@ def test_a_database_of_a_newer_version_is_not_touched(tmp_path):
     db.close()
     with pytest.raises(Exception, match="newer SDK"):
         open_device_db(tmp_path / "device.db")
+
+
+def test_a_withdrawal_ends_what_is_on_its_way_and_no_later_answer_revives_it(device, tmp_path):
+    receiver = Receiver()
+    exchange(device, receiver, steps=2)
+    assert 0 < len(receiver.plain) < chunks.chunk_count(len(PLAIN))
+    upload = receiver.hello.upload
+    assert device.outbox.withdraw("another") == {}
+    assert device.outbox.withdraw("churn") == {"churn": [upload]}
+    assert device.state()[0] == "withdrawn"
+    assert list((tmp_path / "outbox").iterdir()) == []
+    with pytest.raises(UnexpectedMessage):
+        device.outbox.receive(Grant(upload, 8, receiver.bitmap()), device.tick)
+    for _ in range(3):
+        device.tick += 60.0
+        device.outbox.on_connection(True, device.tick)
+        assert device.pump() == []
+        device.restart()
+    assert device.outbox.withdrawn(CLOSES - 100) == {"churn": [upload]}
+    assert device.outbox.withdrawn(CLOSES) == {}
+    with pytest.raises(LocalProtocolError):
+        Outbox.commit(device.db, tmp_path / "outbox", sealed(), lambda: None)
+
+
+def test_a_withdrawal_that_cannot_be_written_stops_all_sending_until_it_can(device):
+    device.db.execute("CREATE TEMP TRIGGER full BEFORE UPDATE ON outbox BEGIN SELECT RAISE(ABORT, 'full'); END")
+    with pytest.raises(sqlite3.Error):
+        device.outbox.withdraw("churn")
+    assert device.pump() == []
+    device.db.execute("DROP TRIGGER full")
+    assert list(device.outbox.withdraw("churn")) == ["churn"]
+    assert device.state()[0] == "withdrawn"

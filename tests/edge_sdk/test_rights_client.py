@@ -185,7 +185,7 @@ def test_a_withdrawal_in_the_middle_of_an_upload_ends_it(fake, tmp_path, how, ca
             fl.forget("a")
         else:
             assert main(["forget", "a", "--home", str(tmp_path)]) == 0
-            assert "1 examples are erased" in capsys.readouterr().out
+            assert "examples erased: 1;" in capsys.readouterr().out
         assert fake.wait_for(lambda: withdrawals(fake) == [Withdraw("churn", (upload,))])
         assert state_of(fl) == ["withdrawn"]
         assert list((tmp_path / "outbox").iterdir()) == []
