@@ -1,12 +1,20 @@
 """Fakes for tests of apps: an aggregator in this process and a clock that the test moves. No socket, no broker.
 
 `FakeAggregator` speaks the real protocol over the in-memory transport: it echoes heartbeats, answers Ask, serves
-blobs, takes uploads and signs receipts. It averages nothing and opens no sum.
+blobs, takes uploads and signs receipts. It averages nothing; it offers rounds of every privacy unit and placement for
+a task whose graph it locked before the client started, and opens what the device uploads in them.
 
     with FakeAggregator(tmp_path) as fake:
         fake.install("churn", model_bytes)
         with fake.client() as fl:
             assert fl.predict("churn", record).available
+
+    with FakeAggregator(tmp_path) as fake:
+        fake.lock("churn", model_bytes)
+        with fake.client(max_epsilon=50.0) as fl:
+            ...  # record examples
+            offered = fake.offer_round("churn", unit="customer", placement="shared")
+            assert fake.wait_for(lambda: fake.opened(offered) is not None)
 """
 
 from __future__ import annotations
@@ -21,6 +29,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+import numpy as np
+import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_sdk.client import EdgeClient
@@ -45,11 +55,15 @@ from edge_sdk.protocol.messages import (
     ModelHint,
     Offer,
     OpeningNotice,
+    Placement,
+    PrivacyTerms,
     Receipt,
     Report,
     Share,
     State,
+    Unit,
 )
+from edge_sdk.testing_rounds import FakeRounds, fake_terms
 from edge_sdk.transport.interface import Callbacks, QoS, Transport
 from edge_sdk.transport.memory import MemoryBroker, MemoryTransport
 
@@ -159,6 +173,8 @@ class FakeAggregator:
         self.openings: list[OpeningNotice] = []
         self.received: list[Message] = []
         self.uploads: dict[bytes, tuple[Hello, dict[int, bytes]]] = {}
+        self._rounds: FakeRounds | None = None
+        self._offered: dict[bytes, Offer] = {}
         self.accept = True
         self.silent = False
 
@@ -189,6 +205,41 @@ class FakeAggregator:
         slots.commit()
         slots.close()
         return sha256
+
+    def lock(self, task: str, model: bytes) -> None:
+        """Lock the graph of a task, as the offline key would, before the client starts; `offer_round` trains it."""
+        if self._rounds is None:
+            self._rounds = FakeRounds(self.fleet, self.device, self.keys, self.authority, self.clock())
+            self._tuf_root = self._rounds.tuf_root
+        self._rounds.lock(task, model)
+
+    def offer_round(
+        self,
+        task: str,
+        *,
+        number: int = 1,
+        unit: Unit = "record",
+        placement: Placement = "local",
+        noise_multiplier: float = 1.0,
+        consent: int = 0,
+        terms: PrivacyTerms | None = None,
+    ) -> bytes:
+        """Offer a round of a locked task; returns its hash H. `terms` says all of the privacy where it is given."""
+        if self._rounds is None:
+            raise LookupError(f"no graph of {task} is locked: call lock before the client starts")
+        given = terms or fake_terms(unit, placement, noise_multiplier)
+        offer = self._rounds.offer(task, number, given, now=int(self.clock()), consent=consent)
+        digest = self.publish_offer(offer)
+        self._offered[digest] = offer
+        return digest
+
+    def opened(self, digest: bytes) -> npt.NDArray[np.int64] | None:
+        """What the device adds to the sum of the round with hash H, int64[length] in steps; None until it is here."""
+        for hello, sealed in list(self.uploads.values()):
+            if hello.offer_hash == digest and len(sealed) == chunks.chunk_count(hello.size):
+                assert self._rounds is not None
+                return self._rounds.opened(self._offered[digest], hello, sealed)
+        return None
 
     def publish_offer(self, offer: Offer) -> bytes:
         """Sign and publish an offer; returns its hash H."""
@@ -312,6 +363,8 @@ class FakeAggregator:
 
     def _serve(self, get: Get) -> None:
         blob = self.blobs(get.path)
+        if blob is None and self._rounds is not None:
+            blob = self._rounds.blobs.get(get.path)
         data = b"" if blob is None else blob[get.offset : get.offset + get.length]
         self._send(Block(get.request, get.path, get.offset, len(blob or b""), blob is not None, data))
 
