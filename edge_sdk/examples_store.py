@@ -8,10 +8,9 @@ Examples that the key file does not open any more are set aside, and the device 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -19,38 +18,15 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from edge_sdk import consent as consents
-from edge_sdk.example_keys import (
-    NOBODY,
-    ExampleKeys,
-    ExamplesUnreadable,
-    key_is_sound,
-    owner_of,
-    set_aside,
-)
+from edge_sdk.example_keys import NOBODY, ExamplesUnreadable, owner_of
 from edge_sdk.retention import DAY_S, age_clock, starts_anew
+from edge_sdk.sealed_rows import Ring, SealedRows
 
 __all__ = ["Example", "ExamplesStore", "ExamplesUnreadable", "NewExample"]
 
-LOOKED_AT: Final = 8  # newest rows: where none of them opens, the key is not theirs
 UNSENT_S: Final = 7 * DAY_S  # an upload waits no longer than the longest round
 MOST_NAMES: Final = 100  # dropped fields counted by name
 
-_TABLES: Final = f"""
-    CREATE TABLE IF NOT EXISTS examples (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, task TEXT NOT NULL, subject BLOB NOT NULL, recorded_at INTEGER NOT NULL,
-        sealed BLOB NOT NULL);
-    CREATE INDEX IF NOT EXISTS by_task ON examples (task, id);
-    CREATE INDEX IF NOT EXISTS by_subject ON examples (subject, task);
-    CREATE TABLE IF NOT EXISTS keys (owner BLOB PRIMARY KEY, wrapped BLOB NOT NULL);
-    CREATE TABLE IF NOT EXISTS seen (
-        subject BLOB NOT NULL, task TEXT NOT NULL, first_at INTEGER NOT NULL, last_at INTEGER NOT NULL,
-        PRIMARY KEY (subject, task));
-    CREATE TABLE IF NOT EXISTS erasures (task TEXT PRIMARY KEY, n INTEGER NOT NULL, owed INTEGER NOT NULL);
-    CREATE TABLE IF NOT EXISTS dropped (
-        task TEXT NOT NULL, field TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (task, field));
-    CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-    {consents.TABLE}
-"""
 log = logging.getLogger("edge_sdk")
 
 
@@ -90,72 +66,11 @@ class ExamplesStore:
 
         `damage` says what had to be set aside, or is None. Raises OSError, sqlite3.Error where the disk refuses.
         """
-        self._entropy, self._cap, self._max_bytes, self._retention_s = entropy, cap, max_bytes, retention_s
-        self._untruncated = False
+        self._cap, self._max_bytes, self._retention_s = cap, max_bytes, retention_s
+        self._file = SealedRows(path, key_file, entropy)
+        self._db, self._keys, self.damage = self._file.db, self._file.keys, self._file.damage
         self.dropped = 0
         self.withheld = 0  # recorded for a subject that has withdrawn
-        self.damage: ExamplesUnreadable | None = None
-        if not key_is_sound(key_file):
-            self.damage = set_aside(path, key_file, "is damaged")
-        self._open(path, key_file)
-        if self.damage is None and not self._key_fits():
-            self._db.close()
-            self.damage = set_aside(path, key_file, "is not the one that sealed them")
-            self._open(path, key_file)
-        self._bring_up_to_date()
-
-    # -- opening -----------------------------------------------------------------------------------------------------
-
-    def _open(self, path: Path, key_file: Path) -> None:
-        self._keys = ExampleKeys(key_file, self._entropy)
-        self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0, check_same_thread=False)
-        path.chmod(0o600)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA secure_delete = ON")
-
-    def _columns(self) -> set[str]:
-        return {row[1] for row in self._db.execute("PRAGMA table_info(examples)")}
-
-    def _key_fits(self) -> bool:
-        columns = self._columns()
-        if not columns:
-            return True
-        if "recorded_at" not in columns:
-            old = self._db.execute(
-                "SELECT sealed, task FROM examples ORDER BY id DESC LIMIT ?", (LOOKED_AT,)
-            ).fetchall()
-            return not old or any(self._keys.open_first_form(*row) is not None for row in old)
-        held = self._db.execute("SELECT owner, wrapped FROM keys ORDER BY rowid DESC LIMIT ?", (LOOKED_AT,)).fetchall()
-        return not held or any(self._keys.unwrap(*row) is not None for row in held)
-
-    def _bring_up_to_date(self) -> None:
-        """Make the tables; seal rows of the first form anew, each under its subject's key."""
-        old: list[tuple[str, bytes, bytes]] = []
-        with self._transaction():
-            if self._columns() and "recorded_at" not in self._columns():
-                old = self._db.execute("SELECT task, subject, sealed FROM examples ORDER BY id").fetchall()
-                self._db.execute("DROP TABLE examples")
-            for statement in filter(str.strip, _TABLES.split(";")):
-                self._db.execute(statement)
-            for task, subject, sealed in old:
-                plain = self._keys.open_first_form(sealed, task)
-                if plain is not None:
-                    self._insert(task, subject, plain, 0)
-            if not self._db.execute("SELECT 1 FROM keys LIMIT 1").fetchone():
-                self._db.execute("INSERT INTO keys VALUES (?, ?)", (b"check", self._keys.fresh(b"check")[1]))
-        if old:
-            self._truncate()
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.OperationalError):  # a full disk has undone the transaction already
-                self._db.execute("ROLLBACK")
-            raise
 
     # -- recording ---------------------------------------------------------------------------------------------------
 
@@ -174,8 +89,8 @@ class ExamplesStore:
         rows = [row for row in map(self._row, examples) if row is not None]
         kept = 0
         try:
-            with self._transaction():
-                at = self._fact("age-clock") or now
+            with self._file.transaction():
+                at = self._file.fact("age-clock") or now
                 for row in rows:
                     kept += self._keep(row, at)
                 for task in {row.new.task for row in rows}:
@@ -208,33 +123,8 @@ class ExamplesStore:
             return False
         if row.subject and row.new.consent > (agreed or 0):
             consents.write(self._db, row.subject, (task,), row.new.consent, at)
-        self._insert(task, row.subject, row.plain, at)
+        self._file.insert(task, row.subject, row.plain, at)
         return True
-
-    def _insert(self, task: str, subject: bytes, plain: bytes, at: int) -> None:
-        owner = owner_of(task, subject)
-        sealed = self._keys.seal(self._key(owner), plain, task, subject)
-        self._db.execute(
-            "INSERT INTO examples (task, subject, recorded_at, sealed) VALUES (?, ?, ?, ?)", (task, subject, at, sealed)
-        )
-        if subject:
-            self._db.execute(
-                "INSERT INTO seen VALUES (?, ?, ?, ?) ON CONFLICT (subject, task) DO UPDATE"
-                " SET last_at = MAX(last_at, excluded.last_at)",
-                (subject, task, at, at),
-            )
-
-    def _key(self, owner: bytes) -> bytes:
-        """The owner's key, made where there is none or where the one there is damaged."""
-        key = self._held_key(owner)
-        if key is None:
-            key, wrapped = self._keys.fresh(owner)
-            self._db.execute("INSERT OR REPLACE INTO keys VALUES (?, ?)", (owner, wrapped))
-        return key
-
-    def _held_key(self, owner: bytes) -> bytes | None:
-        row = self._db.execute("SELECT wrapped FROM keys WHERE owner = ?", (owner,)).fetchone()
-        return self._keys.unwrap(owner, row[0]) if row else None
 
     def _make_room(self, task: str) -> None:
         self._db.execute(
@@ -250,7 +140,7 @@ class ExamplesStore:
 
     def fields_dropped(self, task: str, names: Collection[str]) -> None:
         """Count fields that were not kept because no signed schema names them; at most 100 names a task."""
-        with self._transaction():
+        with self._file.transaction():
             (known,) = self._db.execute("SELECT COUNT(*) FROM dropped WHERE task = ?", (task,)).fetchone()
             for name in names:
                 shown = str(name)[:64] if known < MOST_NAMES else "…"
@@ -269,7 +159,7 @@ class ExamplesStore:
         rows = self._db.execute(
             f"SELECT subject, sealed, {consents.AGREED} FROM examples WHERE task = ? ORDER BY id", (task,)
         ).fetchall()
-        ring: dict[bytes, bytes | None] = {}  # of this call only: an erased key must not live on in memory
+        ring: Ring = {}
         opened = [
             self._opened(task, subject, sealed, ring)
             for subject, sealed, agreed in rows
@@ -277,12 +167,8 @@ class ExamplesStore:
         ]
         return [example for example in opened if example is not None]
 
-    def _opened(self, task: str, subject: bytes, sealed: bytes, ring: dict[bytes, bytes | None]) -> Example | None:
-        owner = owner_of(task, subject)
-        if owner not in ring:
-            ring[owner] = self._held_key(owner)
-        key = ring[owner]
-        plain = None if key is None else self._keys.open(key, sealed, task, subject)
+    def _opened(self, task: str, subject: bytes, sealed: bytes, ring: Ring) -> Example | None:
+        plain = self._file.open(task, subject, sealed, ring)
         if plain is None:
             log.warning("an example of %s does not open under this device's key; it is skipped", task)
             return None
@@ -303,7 +189,7 @@ class ExamplesStore:
         rows = self._db.execute(
             "SELECT task, recorded_at, sealed FROM examples WHERE subject = ? ORDER BY id", (name,)
         ).fetchall()
-        ring: dict[bytes, bytes | None] = {}
+        ring: Ring = {}
         opened = [(task, at, self._opened(task, name, sealed, ring)) for task, at, sealed in rows]
         return [
             {"task": task, "recorded_at": at, "fields": example.fields, "label": example.label}
@@ -322,16 +208,16 @@ class ExamplesStore:
 
     def consent_given(self, subject: str, version: int, purposes: tuple[str, ...], now: int) -> None:
         """Enter a consent (`edge_sdk.consent`)."""
-        with self._transaction():
+        with self._file.transaction():
             consents.write(self._db, self._keys.name(subject), purposes, version, now)
 
     def consent_withdrawn(self, subject: str, purposes: tuple[str, ...], now: int) -> int:
         """Enter a withdrawal and erase the subject's examples of these purposes; returns how many there were."""
         name = self._keys.name(subject)
-        with self._transaction():
+        with self._file.transaction():
             consents.write(self._db, name, purposes, consents.WITHDRAWN, now)
             gone = self._erase(name, None if consents.EVERY_TASK in purposes else purposes)
-        self._truncate()
+        self._file.truncate()
         return gone
 
     def consent_history(self, subject: str) -> list[dict[str, Any]]:
@@ -345,9 +231,9 @@ class ExamplesStore:
 
         The consent history stays, under a keyed hash: a withdrawal has to hold for what is recorded later.
         """
-        with self._transaction():
+        with self._file.transaction():
             gone = self._erase(self._keys.name(subject), None)
-        self._truncate()
+        self._file.truncate()
         return gone
 
     def _erase(self, subject: bytes, tasks: tuple[str, ...] | None) -> int:
@@ -380,22 +266,16 @@ class ExamplesStore:
         """The uploads of a task were dropped after so many erasures."""
         self._db.execute("UPDATE erasures SET owed = 0 WHERE task = ? AND n = ?", (task, erasures))
 
-    def _truncate(self) -> None:
-        """Empty the log, which holds what pages looked like before. Tried again later where it is being read."""
-        busy, _, _ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        self._untruncated = bool(busy)
-
     def truncate_owed(self) -> None:
-        """Empty the log where a reader was in the way before."""
-        if self._untruncated:
-            self._truncate()
+        """Empty the database's log of erased pages where a reader was in the way before."""
+        self._file.truncate_owed()
 
     def sweep(self, now: int, *, vouched: int, elapsed_s: float) -> int:
         """Erase what is older than the retention; returns how many there were. Arguments as for `age_clock`."""
-        with self._transaction():
-            before = self._fact("age-clock")
+        with self._file.transaction():
+            before = self._file.fact("age-clock")
             at = age_clock(before, now, vouched, elapsed_s)
-            self._db.execute("INSERT OR REPLACE INTO facts VALUES ('age-clock', ?)", (at,))
+            self._file.set_fact("age-clock", at)
             if starts_anew(before, at):
                 self._db.execute("UPDATE examples SET recorded_at = ?", (at,))
                 self._db.execute("UPDATE seen SET first_at = ?, last_at = ?", (at, at))
@@ -411,7 +291,7 @@ class ExamplesStore:
             )
             self._drop_idle_keys()
         if gone:
-            self._truncate()
+            self._file.truncate()
         return gone
 
     def _drop_idle_keys(self) -> None:
@@ -421,38 +301,34 @@ class ExamplesStore:
             " AND NOT EXISTS (SELECT 1 FROM examples WHERE subject = SUBSTR(keys.owner, 2))"
         )
 
-    def _fact(self, name: str) -> int:
-        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return int(row[0]) if row else 0
-
     # -- fields --------------------------------------------------------------------------------------------------------
 
     def schema(self, task: str) -> int:
         """The digest that `set_schema` was last given for a task, 0 for none."""
-        return self._fact(f"schema:{task}")
+        return self._file.fact(f"schema:{task}")
 
     def set_schema(self, task: str, digest: int) -> None:
         """Remember by which schema the examples of a task were kept."""
         if self.schema(task) != digest:
-            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (f"schema:{task}", digest))
+            self._file.set_fact(f"schema:{task}", digest)
 
     def rewrite(self, task: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
         """Store examples of a task anew where `change` gives other fields; returns how many."""
         changed = 0
-        with self._transaction():
+        with self._file.transaction():
             rows = self._db.execute("SELECT id, subject, sealed FROM examples WHERE task = ?", (task,)).fetchall()
-            ring: dict[bytes, bytes | None] = {}
+            ring: Ring = {}
             for number, subject, sealed in rows:
                 example = self._opened(task, subject, sealed, ring)
                 fields = {} if example is None else change(example.fields)
                 if example is None or fields == example.fields:
                     continue
                 plain = msgspec.msgpack.encode((fields, example.label))
-                again = self._keys.seal(self._key(owner_of(task, subject)), plain, task, subject)
+                again = self._file.seal(task, subject, plain)
                 self._db.execute("UPDATE examples SET sealed = ? WHERE id = ?", (again, number))
                 changed += 1
         if changed:
-            self._truncate()
+            self._file.truncate()
         return changed
 
     def close(self) -> None:

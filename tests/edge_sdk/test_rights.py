@@ -69,7 +69,7 @@ def test_a_backup_of_the_rows_cannot_be_read_with_all_that_is_left_on_the_device
     connection.commit()
     assert [example.fields["city"] for example in store.read("churn")] == ["Utrecht"]
     master = (tmp_path / "examples.key").read_bytes()
-    left = [store._held_key(owner) for (owner,) in connection.execute("SELECT owner FROM keys")]
+    left = [store._file.held_key(owner) for (owner,) in connection.execute("SELECT owner FROM keys")]
     for key in (master, *left):
         for bound in (b"", b"churn", b"chorale/example/2\0churn\0" + row[0]):
             with pytest.raises(InvalidTag):
@@ -78,7 +78,7 @@ def test_a_backup_of_the_rows_cannot_be_read_with_all_that_is_left_on_the_device
 
 def test_a_subject_that_comes_back_has_another_key(store, tmp_path):
     def key() -> bytes | None:
-        return store._held_key(b"s" + store._keys.name("customer-1"))
+        return store._file.held_key(b"s" + store._keys.name("customer-1"))
 
     store.add("churn", {"n": 1}, "x", "customer-1")
     first = key()
@@ -204,7 +204,7 @@ def test_what_is_older_than_the_retention_goes_and_its_key_with_it(tmp_path):
     store.add("churn", {"n": 2}, "x", "new")
     assert sweep(store, NOW + 91 * DAY_S, vouched=NOW + 92 * DAY_S) == 1
     assert values(store, 0) == [2]
-    assert store._held_key(b"s" + store._keys.name("old")) is None
+    assert store._file.held_key(b"s" + store._keys.name("old")) is None
 
 
 def test_a_clock_that_starts_in_1970_neither_erases_nor_keeps_for_ever(tmp_path):
