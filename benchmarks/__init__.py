@@ -1,0 +1,1 @@
+"""Figures and attacks. A package of its own, because Opacus installs one of the same name."""

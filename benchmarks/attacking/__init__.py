@@ -1,0 +1,1 @@
+"""The attacks that benchmarks/attacks.py carries out on the product's own code."""
