@@ -213,7 +213,7 @@ def fake_terms(unit: Unit, placement: Placement, noise_multiplier: float = 1.0) 
         delta=1e-5,
         honest=HONEST if placement == "shared" else 1,
         clip=1.0 if unit == "device" or placement == "local" else 64.0,
-        step=0.001,
+        step=0.004,
         insecure_without_noise=noise_multiplier == 0,
         expected_batch=32,
     )
