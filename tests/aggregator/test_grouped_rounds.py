@@ -12,6 +12,7 @@ from onehot_device import ONE, OneHotDevice
 from small_fleet import SmallFleet
 from test_service_rounds import Crash, ended, offer_of, raised, start
 
+from aggregator import status
 from edge_sdk.artifact.weights import read_vector
 from edge_sdk.protocol import codec
 from edge_sdk.protocol.messages import OpeningRequest
@@ -135,6 +136,9 @@ def test_a_spoiled_upload_costs_its_own_group_and_no_other(fleet):
     (said,) = [event[-1] for event in fleet.service.store.events() if event[2] == "group-left-out"]
     assert set(said["devices"]) == lost
     assert fleet.refused("group", "canaries") == 1
+    (shown,) = status.gather(fleet.home.path, fleet.service.store, fleet.service.registry, fleet.now)["tasks"]
+    assert shown["rounds"][0]["groups"] == stats(fleet)["groups"]
+    assert "  round 1 left out 1 of 3 groups: canaries" in status.task_lines(shown)
 
 
 def test_spoiled_uploads_in_every_group_abort_the_round(fleet):

@@ -7,8 +7,8 @@ import sqlite3
 import pytest
 
 from aggregator.errors import DiskFull, HomeRefused
-from aggregator.store.rows import RoundRow, UploadRow
-from aggregator.store.schema import VERSION, open_database
+from aggregator.store.rows import RoundRow, SumRow, UploadRow
+from aggregator.store.schema import SCRIPTS, VERSION, open_database
 from aggregator.store.store import EVENTS_KEPT, Store
 
 
@@ -125,3 +125,22 @@ def test_a_file_of_a_newer_version_or_of_something_else_is_refused(tmp_path):
 def test_secrets_do_not_show():
     assert "sss" not in repr(a_round())
     assert "kkk" not in repr(an_upload(b"1" * 16))
+
+
+def test_a_round_that_ran_before_groups_goes_on_as_one_group(tmp_path):
+    connection = sqlite3.connect(tmp_path / "db")
+    connection.executescript(f"{SCRIPTS[0]} PRAGMA user_version = 1;")
+    row = {"task": "churn", "phase": "collecting", "frame": b"f", "epoch": 1, "phase_since": 0.0, "summed": 16}
+    for number, secret in ((1, None), (2, b"s" * 96)):
+        values = {**row, "number": number, "offer_hash": bytes([number]), "secret": secret, "snapshot": f"{number}.sum"}
+        marks = ", ".join(f":{name}" for name in values)
+        connection.execute(f"INSERT INTO rounds ({', '.join(values)}) VALUES ({marks})", values)
+    upload = "INSERT INTO uploads (id, task, number, device, size, state, at) VALUES (x'01', 'churn', 2, 'd', 9, ?, 0)"
+    connection.execute(upload, ("summed",))
+    connection.commit()
+    connection.close()
+    store = Store(open_database(tmp_path / "db"))
+    assert store.sums("churn", 1) == [], "its file is gone"
+    assert store.sums("churn", 2) == [SumRow(0, "2.sum", 16)]
+    assert store.members("churn", 2) == {"d": 0}
+    assert [round_.secret for round_ in store.rounds()] == [None, b"s" * 96]

@@ -355,3 +355,23 @@ def test_canaries_follow_the_values_and_carry_no_privacy_noise():
     opened = opening.open(fleet.total)
     assert fleet.length == 100 + CANARIES
     assert np.abs(opened - 25_000).max() < 80
+
+
+def test_a_share_that_cannot_be_read_costs_its_own_group_and_alone_the_whole_answer():
+    """Its device sealed it to a key that is not the member's, and signed that."""
+    fleet = Fleet(9)
+    honest, liar = fleet.members(), fleet.devices[8]
+    away = fleet.epoch_keys[liar].public_key().public_bytes_raw()
+    for device in fleet.devices:
+        if device == liar:
+            fleet.members = lambda: [client.Member(member.name, away) for member in honest]
+        fleet.upload(device, np.zeros(fleet.values, np.int32))
+    groups = [fleet.devices[0:3], fleet.devices[3:6], fleet.devices[6:9]]
+    index = next(i for i, member in enumerate(fleet.committee) if member != liar)
+    found = fleet.answer(index, groups)
+    assert [len(part) for part in found.sums] == [fleet.profile.degree // fleet.plan.packing] * 2 + [0]
+    for part, group in zip(found.sums[:2], groups[:2], strict=True):
+        np.testing.assert_array_equal(part, fleet.answer(index, [group]).sums[0])
+    with pytest.raises(OpeningRefused) as refusal:
+        fleet.answer(index, [groups[2]])
+    assert refusal.value.reason == "wrong-seal"

@@ -103,6 +103,23 @@ def test_two_sets_are_not_answered_by_one_member(liar, monkeypatch, defended):
     judge(liar, liar.unmask(digest, minus(everybody, others), [TARGET]), defended, "answered")
 
 
+@EVERY_DEFENCE
+def test_two_ways_to_group_one_round_do_not_intersect(liar, monkeypatch, defended):
+    """Removed: the journal of answers. Every group is large enough; two differ in the target and a colluder."""
+    if not defended:
+        forget_answers(monkeypatch)
+    digest, (mine, *_) = honest_round(liar), COLLUDERS
+    four = [name for name in liar.names if name not in (TARGET, mine)][:4]
+    others = [name for name in liar.names if name not in (TARGET, mine, *four)]
+    sums = []
+    for one, two in (([TARGET, *four], [mine, *others]), ([mine, *four], [TARGET, *others])):
+        shares = liar.ask(digest, [one, two])[0] | liar.collude(digest, one)
+        sums.append(liar.unmask(digest, shares, one))
+    assert sums[0] is not None, "the first grouping is a round like any other"
+    seen = None if sums[1] is None else sums[0] - sums[1] + np.array(liar.one_hot(mine))
+    judge(liar, seen, defended, "answered")
+
+
 class AnyPlan(CommitteePlan):
     """A plan that nobody checked."""
 
