@@ -498,7 +498,9 @@ class Rounds:
             return
         live = self._open.get(withdraw.task)
         number = 0 if live is None else live.state.number
-        self._store.log(now, "withdrawn", withdraw.task, number, device=device, uploads=dropped)
+        with self._store.transaction():
+            self._store.log(now, "withdrawn", withdraw.task, number, device=device, uploads=dropped)
+            self._audit(now, "withdrawn", withdraw.task, number, device=device, uploads=dropped)
         if live is not None:
             self._step(live, Declined(device))
 

@@ -206,6 +206,9 @@ class Outbox:
                 self._db.execute("UPDATE outbox SET state = ? WHERE upload = ?", (following.value, upload))
                 count(self._db, "upload", following.value)
                 ended.setdefault(of, []).append(upload)
+            for of, uploads in ended.items():
+                if self._journal is not None:
+                    self._journal.note("withdrawn", of, uploads=len(uploads))
         self._withdrawing = False
         if self._entry is not None and self._entry.hello.upload in {row[1] for row in rows}:
             self._entry = None
