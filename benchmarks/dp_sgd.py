@@ -1,13 +1,15 @@
 """What private training costs beside plain SGD: CPU time per epoch at 300,000 weights, one thread.
 
-    python benchmarks/dp_sgd.py [--json] [--repeats 7] [--epochs 3]
+    python benchmarks/dp_sgd.py [--json] [--turns 15]
 
 Two models, a tabular perceptron and a text model (embedding, convolution), about 2,000 examples, 64 expected a step.
-`plain` is torch.optim.SGD on the same rebuilt module; record, customer (4 examples each) and device go through
-edge_sdk.training.dp_sgd.train with sampling, noise and steps; device also clips and noises its update once a job, as
-protection does. `opacus_hooks` is Opacus' PrivacyEngine as shipped (fast generator). All take turns within each repeat,
-and the median of each is divided by plain's. The time of the first loss, which every job measures once, is taken out by
-subtracting a job of one step (device: without the clip and noise at its end) from a job of all. Each figure without a model's name is the worse model's.
+`plain` is torch.optim.SGD on the same rebuilt module; record, customer (1 to 7 examples each, 4 on average) and device
+go through edge_sdk.training.dp_sgd.train with sampling, noise and steps; device also clips and noises its update once a
+job, as protection does. `opacus_hooks` is Opacus' PrivacyEngine as shipped (fast generator).
+
+A time runs from the end of a job's first step to the end of its last. The kinds take turns, one epoch each, and a ratio
+is the median over the turns of what a turn took over what plain took in the same turn: on a shared machine, times of
+different moments do not compare. A figure without a model's name is the worse model's.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ STEPS = EXAMPLES // BATCH
 RATE, CLIP, NOISE = 0.05, 1.0, 1.0
 KEY = bytes(range(32))
 Model = tuple[bytes, dict[str, Any], Any]
+Stamp = Callable[[], None]
+Run = Callable[[Model, int, Stamp], None]
 
 
 def graph(nodes: list[Any], weights: dict[str, Any], constants: dict[str, Any], kind: int, width: int) -> bytes:
@@ -61,7 +65,7 @@ def graph(nodes: list[Any], weights: dict[str, Any], constants: dict[str, Any], 
 
 
 def tabular(rng: np.random.Generator) -> Model:
-    """64 columns, two hidden layers of 512: 297,474 weights."""
+    """64 columns, two hidden layers of 512: 296,962 weights."""
     widths = [64, 512, 512, 2]
     nodes, weights, value = [], {}, "features"
     for layer in range(3):
@@ -77,7 +81,7 @@ def tabular(rng: np.random.Generator) -> Model:
 
 
 def text(rng: np.random.Generator) -> Model:
-    """64 words of 4,500, embedded in 64, a convolution of width 3 to 64 channels, maximum over time: 300,482 weights."""
+    """64 words of 4,500, embedded in 64, a convolution of width 3 to 64 channels, a maximum over time: 300,482."""
     weights = {
         "e": (rng.normal(size=(4500, 64)) * 0.5).astype(np.float32),
         "k": (rng.normal(size=(64, 64, 3)) / 14).astype(np.float32),
@@ -98,7 +102,7 @@ def text(rng: np.random.Generator) -> Model:
     return graph(nodes, weights, constants, TensorProto.INT64, 64), {"features": x}, rng.integers(0, 2, EXAMPLES)
 
 
-def plain(model: Model, steps: int) -> None:
+def plain(model: Model, steps: int, stamp: Stamp) -> None:
     """What a device without privacy would run."""
     module, data = GraphModule(model[0]), _batches(model)
     optimizer, rng = torch.optim.SGD(module.parameters(), lr=RATE), np.random.default_rng(1)
@@ -107,26 +111,29 @@ def plain(model: Model, steps: int) -> None:
         optimizer.zero_grad()
         (loss_sum(module.loss_name, module(features), labels) / BATCH).backward()
         optimizer.step()
+        stamp()
 
 
-def ours(unit: str) -> Callable[[Model, int], None]:
+def ours(unit: str) -> Run:
     """One of our units."""
-    subjects = np.arange(EXAMPLES) // EACH if unit == "customer" else None
+    owners = np.repeat(np.arange(EXAMPLES), np.resize(np.arange(1, 2 * EACH), EXAMPLES))[:EXAMPLES]
+    subjects = owners if unit == "customer" else None
     batch = BATCH // EACH if unit == "customer" else BATCH
     noise = 0.0 if unit == "device" else NOISE
 
-    def run(model: Model, steps: int) -> None:
+    def run(model: Model, steps: int, stamp: Stamp) -> None:
         plan = TrainingPlan(unit, RATE, steps, batch, CLIP, noise)  # type: ignore[arg-type] # one of the three
         module = GraphModule(model[0])
-        result = train(module, model[1], model[2], plan=plan, key=KEY, on_step=lambda *_: None, subjects=subjects)
-        if unit == "device" and steps > 1:
+        result = train(module, model[1], model[2], plan=plan, key=KEY, on_step=lambda *_: stamp(), subjects=subjects)
+        if unit == "device":
             update = clip_l2(result.update, CLIP) * 2.0**13
             np.rint(update).astype(np.int32) + SKELLAM.draw(len(update), Keystream(KEY))
+            stamp()
 
     return run
 
 
-def opacus_hooks(model: Model, steps: int) -> None:
+def opacus_hooks(model: Model, steps: int, stamp: Stamp) -> None:
     """Opacus as it ships: its engine, sampler, hooks, optimizer and generator."""
     from opacus import PrivacyEngine
     from torch.utils.data import DataLoader, TensorDataset
@@ -146,6 +153,7 @@ def opacus_hooks(model: Model, steps: int) -> None:
             optimizer.zero_grad()
             (loss_sum(module.loss_name, private({"features": x}), y) / max(1, len(y))).backward()
             optimizer.step()
+            stamp()
             done += 1
             if done == steps:
                 return
@@ -165,51 +173,48 @@ RUNS = {
 SKELLAM = SkellamSampler(100.0**2)
 
 
-def seconds(run: Callable[[Model, int], None], model: Model, steps: int) -> float:
-    """CPU seconds of this process."""
-    start = time.process_time()
-    run(model, steps)
-    return time.process_time() - start
+def epoch_ms(run: Run, model: Model) -> float:
+    """CPU milliseconds of one epoch of this process."""
+    stamps: list[float] = []
+    run(model, STEPS + 1, lambda: stamps.append(time.process_time()))
+    return 1000 * (stamps[-1] - stamps[0])
 
 
-def per_epoch(run: Callable[[Model, int], None], model: Model, epochs: int) -> float:
-    """A job of all steps less a job of one step, and the step put back."""
-    steps = epochs * STEPS
-    return (seconds(run, model, steps + 1) - seconds(run, model, 1)) / epochs
-
-
-def measure(model: Model, repeats: int, epochs: int) -> dict[str, float]:
-    """Median CPU milliseconds per epoch by kind of run, taking turns."""
+def measure(model: Model, turns: int) -> dict[str, list[float]]:
+    """CPU milliseconds per epoch by kind of run and turn. The first turn only warms up; Opacus is slow: three turns."""
     taken: dict[str, list[float]] = {name: [] for name in RUNS}
-    for repeat in range(repeats + 1):
+    for turn in range(turns + 1):
         for name, run in RUNS.items():
-            # Opacus is an order slower: one epoch, and not at every turn.
-            slow = name == "opacus_hooks"
-            if not (slow and repeat > 3):
-                taken[name].append(per_epoch(run, model, 1 if slow else epochs))
-    return {name: 1000 * statistics.median(values[1:]) for name, values in taken.items()}
+            if name != "opacus_hooks" or turn <= 3:
+                taken[name].append(epoch_ms(run, model))
+    return {name: values[1:] for name, values in taken.items()}
+
+
+def over_plain(times: dict[str, list[float]], kind: str) -> float:
+    """Median over the turns that both took."""
+    return round(statistics.median(ours / plain for ours, plain in zip(times[kind], times["plain"])), 2)  # noqa: B905 # fewer turns of Opacus
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="CPU time per epoch of private training over plain SGD.")
     parser.add_argument("--json", action="store_true", help="one JSON object and nothing else")
-    parser.add_argument("--repeats", type=int, default=7, help="turns of every kind of run")
-    parser.add_argument("--epochs", type=int, default=3, help="epochs of one job")
+    parser.add_argument("--turns", type=int, default=15, help="epochs of every kind")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     rng = np.random.default_rng(7)
     models = {"tabular": tabular(rng), "text": text(rng)}
-    times = {name: measure(model, chosen.repeats, chosen.epochs) for name, model in models.items()}
+    times = {name: measure(model, chosen.turns) for name, model in models.items()}
     ratios = {
-        f"{kind}_over_plain": {name: round(value[kind] / value["plain"], 2) for name, value in times.items()}
+        f"{kind}_over_plain": {name: over_plain(value, kind) for name, value in times.items()}
         for kind in RUNS
         if kind != "plain"
     }
     result: dict[str, Any] = {name: max(values.values()) for name, values in ratios.items()}
     result["by_model"] = ratios
     result["ms_per_epoch"] = {
-        name: {kind: round(value, 1) for kind, value in values.items()} for name, values in times.items()
+        name: {kind: round(statistics.median(value), 1) for kind, value in values.items()}
+        for name, values in times.items()
     }
     result["weights"] = {name: len(GraphModule(model[0]).update_vector()) for name, model in models.items()}
     if chosen.json:

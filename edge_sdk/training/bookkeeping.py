@@ -25,7 +25,7 @@ from edge_sdk.training.module import Elementwise, GraphModule
 Tensor = torch.Tensor
 
 # Rows of one Gram product: units are taken together up to so many, as one large product beats many small ones.
-_GRAM_ROWS: Final = 128
+_GRAM_ROWS: Final = 32
 
 
 class Owners:
@@ -36,6 +36,7 @@ class Owners:
         self.count, self.examples = len(sizes), int(sizes.sum())
         self.single = self.count == self.examples
         self.sizes = sizes
+        self._filling: Tensor | None = None
         self.of = torch.from_numpy(np.repeat(np.arange(self.count), sizes))
 
     def summed(self, values: Tensor) -> Tensor:
@@ -47,6 +48,15 @@ class Owners:
     def spread(self, values: Tensor) -> Tensor:
         """[U] repeated for every example: [B]."""
         return values if self.single else values[self.of]
+
+    def filled(self, values: Tensor) -> Tensor:
+        """[B, ...] as [U, examples of the largest unit, ...], zeros behind a unit's own."""
+        longest = int(self.sizes.max())
+        if self._filling is None:
+            place = np.arange(self.examples) - np.repeat(np.cumsum(self.sizes) - self.sizes, self.sizes)
+            self._filling = self.of * longest + torch.from_numpy(place)
+        flat = values.new_zeros(self.count * longest, *values.shape[1:])
+        return flat.index_copy_(0, self._filling, values).view(self.count, longest, *values.shape[1:])
 
     def blocks(self, rows_each: int) -> Iterator[tuple[int, int]]:
         """Ranges of examples that hold whole units, of about _GRAM_ROWS rows where an example has `rows_each`."""
@@ -89,20 +99,24 @@ class Direct:
     def squares(self, owners: Owners) -> Tensor:
         """See Part."""
         self.each = owners.summed(self.each)
-        return torch.linalg.vector_norm(self.each, dim=1).square_()
+        return _lengths(self.each).square_()
 
-    def add(self, factors: Tensor, owners: Owners) -> None:
+    def add(self, factors: Tensor, owners: Owners) -> None:  # noqa: ARG002 - the interface of Part
         """See Part."""
         self.total.addmv_(self.each.t(), factors)
 
 
 @dataclass
 class Outer:
-    """A linear layer on one row an example: x [B, p], delta [B, q]; the gradient is delta x^T, at `total` [q, p]."""
+    """A linear layer on one row an example: x [B, p], delta [B, q]; the gradient is delta x^T, at `total` [q, p].
+
+    `bias` [q] is where delta itself belongs, if anywhere: as if x had one more column of ones.
+    """
 
     x: Tensor
     delta: Tensor
     total: Tensor
+    bias: Tensor | None
 
     @property
     def held(self) -> int:
@@ -111,13 +125,18 @@ class Outer:
 
     def squares(self, owners: Owners) -> Tensor:
         """|x|^2 |delta|^2 for one example (Goodfellow 2015); sums of (x_i . x_j)(delta_i . delta_j) for several."""
-        if owners.single:
-            return (torch.linalg.vector_norm(self.x, dim=1) * torch.linalg.vector_norm(self.delta, dim=1)).square_()
-        return _gram(self.x[:, None], self.delta[:, None], owners)
+        one = 0.0 if self.bias is None else 1.0
+        if not owners.single:
+            return _gram(self.x[:, None], self.delta[:, None], owners, one)
+        inputs = _lengths(self.x).square_().add_(one)
+        return _lengths(self.delta).square_().mul_(inputs)
 
     def add(self, factors: Tensor, owners: Owners) -> None:
         """See Part."""
-        self.total.addmm_((self.delta * owners.spread(factors)[:, None]).t(), self.x)
+        scaled = self.delta * owners.spread(factors)[:, None]
+        self.total.addmm_(scaled.t(), self.x)
+        if self.bias is not None:
+            self.bias.add_(scaled.sum(0))
 
 
 @dataclass
@@ -135,7 +154,7 @@ class OuterRows:
 
     def squares(self, owners: Owners) -> Tensor:
         """See Part."""
-        return _gram(self.x, self.delta, owners)
+        return _gram(self.x, self.delta, owners, 0.0)
 
     def add(self, factors: Tensor, owners: Owners) -> None:
         """See Part."""
@@ -143,19 +162,34 @@ class OuterRows:
         self.total.addmm_(scaled.flatten(0, 1).t(), self.x.flatten(0, 1))
 
 
-def _gram(x: Tensor, delta: Tensor, owners: Owners) -> Tensor:
-    """sum over a unit's pairs of rows of (x_i . x_j)(delta_i . delta_j), [U].
+def _lengths(rows: Tensor) -> Tensor:
+    """L2 norm of each row."""
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return lengths
+
+
+def _gram(x: Tensor, delta: Tensor, owners: Owners, one: float) -> Tensor:
+    """sum over a unit's pairs of rows of (x_i . x_j + one)(delta_i . delta_j), [U].
 
     In float64: gradients of one unit may nearly cancel, and rounding must not make their sum look shorter than it is.
     """
-    rows = x.shape[1]
+    rows, longest = x.shape[1], int(owners.sizes.max())
+    if owners.count * longest**2 <= owners.examples * max(_GRAM_ROWS // rows, 1):
+        return _gram_side_by_side(x, delta, owners, one)
     squares = x.new_zeros(owners.count, dtype=torch.float64)
     for start, end in owners.blocks(rows):
         left, right = (value[start:end].flatten(0, 1).double() for value in (x, delta))
         owner = owners.of[start:end].repeat_interleave(rows)
-        pairs = (left @ left.t()).mul_(right @ right.t())
+        pairs = (left @ left.t()).add_(one).mul_(right @ right.t())
         squares.index_add_(0, owner, pairs.mul_(owner[:, None] == owner[None, :]).sum(1))
     return squares.clamp_(min=0.0).float()
+
+
+def _gram_side_by_side(x: Tensor, delta: Tensor, owners: Owners, one: float) -> Tensor:
+    """The same for units of similar size: each filled up with rows of zeros to the largest."""
+    left, right = (owners.filled(value).flatten(1, 2).double() for value in (x, delta))
+    pairs = torch.bmm(left, left.transpose(1, 2)).add_(one).mul_(torch.bmm(right, right.transpose(1, 2)))
+    return pairs.sum((1, 2)).clamp_(min=0.0).float()
 
 
 @dataclass
@@ -179,10 +213,10 @@ class Lookup:
         self._summed = self.delta.new_zeros(len(self._keys), self.delta.shape[-1])
         self._summed.index_add_(0, place, self.delta.flatten(0, 1))
         self._owner = self._keys.div(rows, rounding_mode="floor")
-        lengths = torch.linalg.vector_norm(self._summed, dim=1).square_()
+        lengths = _lengths(self._summed).square_()
         return self.delta.new_zeros(owners.count).index_add_(0, self._owner, lengths)
 
-    def add(self, factors: Tensor, owners: Owners) -> None:
+    def add(self, factors: Tensor, owners: Owners) -> None:  # noqa: ARG002 - the interface of Part
         """See Part."""
         self.total.index_add_(0, self._keys.remainder(len(self.total)), self._summed * factors[self._owner][:, None])
 
@@ -197,19 +231,19 @@ class Trace:
     delta: Tensor
 
 
-Totals = Mapping[nn.Parameter, Tensor]
+# torch declares some layers' weights as Tensor: the keys are parameters all the same.
+Totals = Mapping[Tensor, Tensor]
 Formula = Callable[[Any, Trace, Totals], list[Part]]
 
 
 def _linear(layer: nn.Linear, trace: Trace, totals: Totals) -> list[Part]:
-    x, delta = trace.x, trace.delta
-    parts: list[Part] = []
+    x, delta, weight, bias = trace.x, trace.delta, layer.weight, layer.bias
     if x.dim() == 2:
-        parts.append(Outer(x, delta, totals[layer.weight]))
-    else:
-        parts.append(_rows(x.flatten(1, -2), delta.flatten(1, -2), totals[layer.weight]))
-    if layer.bias is not None:
-        parts.append(Direct(delta.flatten(1, -2).sum(1) if delta.dim() > 2 else delta, totals[layer.bias]))
+        return [Outer(x, delta, totals[weight], None if bias is None else totals[bias])]
+    x, delta = x.flatten(1, -2), delta.flatten(1, -2)
+    parts = [_rows(x, delta, totals[weight])]
+    if bias is not None:
+        parts.append(Direct(delta.sum(1), totals[bias]))
     return parts
 
 

@@ -1,13 +1,15 @@
 """Local training for one round: DP-SGD for the record and the customer unit, plain SGD for the device unit.
 
 Sampling and noise are ours (secure_random, noise), because torch's generator keeps 32 bits of seed. Clipping is by
-book-keeping, and by Opacus' hooks for a model with a layer that it does not know. The loss of a unit is the SUM over its
-drawn examples; a step divides by the expected number of units. Refuses a loss, gradient or update that is not finite.
+book-keeping, and by Opacus' hooks for a model with a layer that it does not know. The loss of a unit is the SUM over
+its drawn examples; a step divides by the expected number of units. Refuses a loss, gradient or update that is not
+finite.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -65,13 +67,17 @@ def train(
         return _checked(TrainResult(update, sampling, loss, records))
     units = Units(records, subjects if plan.unit == "customer" else None, plan.per_customer)
     chosen: Engine = engine or ("hooks" if unsupported_layer(module) else "bookkeeping")
-    if chosen == "hooks":
-        from edge_sdk.training.hooks import hooked as gradients
-    else:
-        gradients = booked  # type: ignore[assignment] # two sources of one kind
-    with gradients(module) as source:
-        update, sampling = _private(module, data, units, plan, source, SecretStream(key), on_step)
+    with _gradients(module, chosen) as gradients:
+        update, sampling = _private(module, data, units, plan, gradients, SecretStream(key), on_step)
     return _checked(TrainResult(update, sampling, loss, records, chosen))
+
+
+def _gradients(module: GraphModule, engine: Engine) -> AbstractContextManager[Gradients]:
+    if engine != "hooks":
+        return booked(module)
+    from edge_sdk.training.hooks import hooked
+
+    return hooked(module)
 
 
 def _checked(result: TrainResult) -> TrainResult:
@@ -107,7 +113,7 @@ def _device(
     return module.update_vector() - before
 
 
-def _private(
+def _private(  # noqa: PLR0917 - what a run of training is made of, once
     module: GraphModule,
     data: Batches,
     units: Units,

@@ -42,7 +42,7 @@ class FlatWeights:
         for parameter, view in self.views(self.vector).items():
             parameter.data = view
 
-    def views(self, flat: torch.Tensor) -> dict[nn.Parameter, torch.Tensor]:
+    def views(self, flat: torch.Tensor) -> dict[torch.Tensor, torch.Tensor]:
         """Each weight's part of a vector in the same order, in the weight's shape."""
         parts = torch.split(flat, [parameter.numel() for parameter in self._parameters])
         return {parameter: part.view_as(parameter) for parameter, part in zip(self._parameters, parts, strict=True)}
@@ -109,11 +109,11 @@ def private_steps(
     on_step: Callable[[int, int], None],
 ) -> None:
     """`steps` steps of local placement: weights -= move (clipped sum + noise of standard deviation `deviation`)."""
-    noise = Gaussian(stream)
+    noise, flat = Gaussian(stream), sums.total.numpy()
     for step in range(steps):
         drawn = units.draw(stream, rate)
         if deviation > 0:
-            noise.fill(sums.total, deviation)
+            noise.fill(flat, deviation)
         else:
             sums.total.zero_()
         sums.add(drawn)

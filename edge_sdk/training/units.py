@@ -48,6 +48,7 @@ class Units:
         self._most = per_customer
         if subjects is None:
             self._order, self._bounds = np.arange(records), np.arange(records + 1)
+            self._single = True
             return
         if subjects.shape != (records,) or subjects.dtype != np.int64:
             raise TrainingFailed("wrong-shape", f"subjects are int64 [{records}], one for each example")
@@ -56,6 +57,7 @@ class Units:
         new = np.ones(records, bool)
         new[1:] = (ordered[1:] != ordered[:-1]) | (ordered[1:] < 0)
         self._bounds = np.append(np.flatnonzero(new), records)
+        self._single = bool(new.all())
 
     def __len__(self) -> int:
         return len(self._bounds) - 1
@@ -63,6 +65,8 @@ class Units:
     def draw(self, stream: SecretStream, rate: float) -> Drawn:
         """Each unit with probability `rate`, independently; of each, at most `per_customer` examples at random."""
         chosen = stream.poisson_sample(len(self), rate)
+        if self._single:
+            return Drawn(self._order[chosen], np.arange(len(chosen) + 1))
         starts, sizes = self._bounds[chosen], self._bounds[chosen + 1] - self._bounds[chosen]
         if len(chosen) and sizes.max() > self._most:
             return self._some(starts, sizes, stream)
