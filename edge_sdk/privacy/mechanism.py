@@ -33,17 +33,6 @@ def clip_l2(values: npt.NDArray[np.float32], clip: float) -> npt.NDArray[np.floa
     return clipped
 
 
-def per_device_sigma(noise_multiplier: float, clip: float, step: float, honest: int) -> float:
-    """Standard deviation in steps of one device's share of the noise: z C / (step sqrt(h)).
-
-    `honest`: devices sure to be in any sum that may be opened, n_min less the share that may be corrupt. Their noise
-    alone then carries z C. Raises LocalProtocolError for arguments that give no noise.
-    """
-    if honest < 1 or not (noise_multiplier > 0 and clip > 0 and step > 0):
-        raise LocalProtocolError("noise needs honest devices, a multiplier, a clip and a step", reason="no-noise")
-    return noise_multiplier * clip / (step * math.sqrt(honest))
-
-
 class SkellamSampler:
     """Skellam noise of mean 0 by an alias table (Walker 1977, Vose 1991) in exact integer arithmetic.
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from edge_sdk.privacy.mechanism import SkellamSampler, _alias_table, _weights, clip_l2, per_device_sigma
+from edge_sdk.privacy.mechanism import SkellamSampler, _alias_table, _weights, clip_l2
 from edge_sdk.protocol.errors import LocalProtocolError
 from edge_sdk.protocol.secagg.keystream import Keystream
 
@@ -71,14 +71,6 @@ def test_draws_follow_the_keystream_and_nothing_else():
 def test_noise_without_variance_is_refused(variance):
     with pytest.raises(LocalProtocolError):
         SkellamSampler(variance)
-
-
-def test_the_shares_of_noise_of_the_honest_devices_add_up_to_the_whole():
-    sigma = per_device_sigma(1.1, 2.0, 0.001, 700)
-    assert sigma * math.sqrt(700) * 0.001 == pytest.approx(1.1 * 2.0)
-    for arguments in ((0.0, 1, 1, 5), (1.0, 0, 1, 5), (1.0, 1, 0, 5), (1.0, 1, 1, 0), (math.nan, 1, 1, 5)):
-        with pytest.raises(LocalProtocolError):
-            per_device_sigma(*arguments)
 
 
 def test_clipping_keeps_the_direction_and_refuses_what_is_not_finite():

@@ -20,9 +20,11 @@ from edge_sdk.blobs import WINDOW as BLOB_WINDOW
 from edge_sdk.config import COHORT_FLOOR, Config
 from edge_sdk.device_round import LONGEST_ROUND_S
 from edge_sdk.outbox import WINDOW
+from edge_sdk.privacy import charges
 from edge_sdk.protocol import chunks, codec, messages, sealing, topics
 from edge_sdk.protocol.errors import OfferRefused, SizingRefused
 from edge_sdk.protocol.messages import ALL, DOWN, UP, Offer
+from edge_sdk.protocol.quantize import SUM_SCALE
 from edge_sdk.protocol.secagg import client, committee, member
 from edge_sdk.protocol.secagg.ring import Profile, profile
 
@@ -233,6 +235,19 @@ def test_sizing_is_the_inequality_of_section_7_2_to_the_last_step(n_max, fractio
     with pytest.raises(OfferRefused) as refusal:
         device_round.check_sizing(offer_of(largest + 1 + fraction, 1.0, n_max))
     assert refusal.value.reason == "sizing"
+
+
+def test_sums_and_whole_updates_are_rounded_as_section_7_4_says():
+    text = section("7.4")
+    assert "multiplied by `1 - 2^-12`" in text
+    assert SUM_SCALE == 1 - 2.0**-12
+    assert "at most `r + sqrt(d)` in L2" in text
+    shared = offer_of(4.0, 0.01, 10).privacy
+    shared = msgspec.structs.replace(shared, placement="shared", max_grad_norm=0.5)
+    assert charges.l2_steps(shared, 100) == pytest.approx(0.5 / 0.01 + math.sqrt(100))
+    assert "`min(r + sqrt(d), sqrt(r² + d/4 + r + sqrt(d)/2))`" in text
+    whole = msgspec.structs.replace(shared, unit="device")
+    assert charges.l2_steps(whole, 100) == pytest.approx(min(400 + 10, math.sqrt(400**2 + 25 + 400 + 5)))
 
 
 def test_a_ring_of_1024_is_not_paired_with_a_modulus_of_32_bits():
