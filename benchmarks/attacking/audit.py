@@ -1,7 +1,7 @@
 """Is epsilon what it is claimed to be? Canaries against the product's own training, rounding and noise.
 
-The attacker knows the model, all other data, the canary, and sees what a unit's guarantee is about: the device's upload
-before the mask (local noise) or the opened sum less all that is known of it (shared noise, of exactly `honest` devices).
+The attacker knows the model, all other data and the canary, and sees what a unit's guarantee is about: the device's
+upload before the mask (local noise), or the opened sum with the noise of exactly `honest` devices (shared noise).
 The canary's gradient has the full norm and a direction of its own, which is the worst case (Nasr et al. 2021, 2023).
 Training noise comes from the operating system, so every run differs.
 """

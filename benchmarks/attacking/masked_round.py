@@ -93,7 +93,7 @@ class MaskedRound:
         return _centred(decode_residues(RING, self.uploads[device].residues)[: self.values].astype(np.int64))
 
     def unmasked(self, device: int, secret: npt.NDArray[np.int64]) -> Steps:
-        """One upload less the mask that follows from `secret` int64 [N]: values, noise and error floor if it is right."""
+        """One upload less the mask that follows from `secret`, int64 [N]: values, noise and error floor if it is right."""
         bound = CLIENT_BOUND if np.abs(secret).max() <= CLIENT_BOUND else SERVER_BOUND
         if np.abs(secret).max() > bound:
             return np.zeros(self.values, np.int64)
