@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Any, Final, Literal, NamedTuple
 
-from aggregator.errors import TaskRefused
+from aggregator.errors import HomeRefused, TaskRefused
 from edge_sdk.privacy import accounting, charges
 from edge_sdk.privacy.accounting import ACCOUNTANT_VERSION, NOTHING, Spend
 from edge_sdk.privacy.curves import LedgerError, at_most, largest, pack, unpack
@@ -186,7 +186,8 @@ class Ledger:
 
     def accounts(self, device: str | None = None, task: str | None = None) -> list[Account]:
         """Every account, by device, task, unit and source."""
-        found = "SELECT * FROM device_spends WHERE (?1 IS NULL OR device = ?1) AND (?2 IS NULL OR task = ?2)"
+        where = "?1 IS NULL" if device is None else "device = ?1"
+        found = f"SELECT * FROM device_spends WHERE {where} AND (?2 IS NULL OR task = ?2) ORDER BY 1, 2, 3, 4"
         return [Account(*row) for row in self._rows(found, device, task)]
 
     def _account(self, device: str, task: str, unit: str, source: Source) -> Account | None:
@@ -237,8 +238,10 @@ class Ledger:
     ) -> tuple[str, str] | None:
         """(kind, in words) where the device's account cannot be explained by what was offered to it."""
         task, unit = key
-        if said is not None and said.accountant != ACCOUNTANT_VERSION:
-            return "other-accountant", f"its accountant is {said.accountant}, ours {ACCOUNTANT_VERSION}"
+        carried = self._account(device, task, unit, "carried")
+        for account in (said, carried):
+            if account is not None and account.accountant != ACCOUNTANT_VERSION:
+                return "other-accountant", f"its accountant is {account.accountant}, ours {ACCOUNTANT_VERSION}"
         theirs = NOTHING if said is None else unpack(said.accountant, said.curve)
         mine = self._account(device, task, unit, "accepted")
         least = NOTHING if mine is None else unpack(mine.accountant, mine.spend)
@@ -247,7 +250,6 @@ class Ledger:
             return "charged-less", f"it has charged {said.rounds if said else 0} rounds, {rounds} were accepted from it"
         if _within(theirs, least):
             return None
-        carried = self._account(device, task, unit, "carried")
         before = NOTHING if carried is None else unpack(carried.accountant, carried.spend)
         # Rounds that it charged for uploads which never came to be accepted: at most all that it was offered.
         offers, since = self._sum("task = ? AND unit = ? AND offered_at >= ?", task, unit, int(enrolled_at))
@@ -257,8 +259,9 @@ class Ledger:
         return "charged-more", f"it has charged {said.rounds if said else 0} rounds, {known} at most were offered to it"
 
     def _alarm(self, device: str, found: dict[tuple[str, str, str], str], now: float) -> list[Alarm]:
-        standing = {(a.task, a.unit, a.kind) for a in self.alarms() if a.device == device and a.standing}
-        self._db.execute("UPDATE ledger_alarms SET standing = 0 WHERE device = ?", (device,))
+        standing = {(a.task, a.unit, a.kind) for a in self.alarms(device) if a.standing}
+        if standing:
+            self._db.execute("UPDATE ledger_alarms SET standing = 0 WHERE device = ?", (device,))
         for (task, unit, kind), detail in found.items():
             self._db.execute(
                 "INSERT INTO ledger_alarms VALUES (?, ?, ?, ?, ?, ?, 1, 1, ?) ON CONFLICT DO UPDATE"
@@ -266,18 +269,20 @@ class Ledger:
                 (device, task, unit, kind, now, now, detail),
             )
         new = set(found) - standing
-        return [a for a in self.alarms() if a.device == device and (a.task, a.unit, a.kind) in new]
+        return [a for a in self.alarms(device) if (a.task, a.unit, a.kind) in new]
 
-    def alarms(self) -> list[Alarm]:
-        """Every difference that was ever found, the newest first."""
-        rows = self._rows("SELECT * FROM ledger_alarms ORDER BY at DESC, device, task, unit, kind")
+    def alarms(self, device: str | None = None) -> list[Alarm]:
+        """Every difference that was ever found, of one device or of all, the newest first."""
+        where = "WHERE ?1 IS NULL" if device is None else "WHERE device = ?1"
+        rows = self._rows(f"SELECT * FROM ledger_alarms {where} ORDER BY at DESC, device, task, unit, kind", device)
         return [Alarm._make((*row[:7], bool(row[7]), row[8])) for row in rows]
 
     # -- enrolled anew
 
     def carry_over(self, device: str) -> tuple[SpentEntry, ...]:
         """What a device that is enrolled (again) under this name has spent, by all that is known; in the transaction
-        that enrols it. Its own messages are counted anew from here."""
+        that enrols it. Its own messages are counted anew from here. What it said by another accountant is left out:
+        of that, what was accepted from it has been charged by this one too."""
         best: dict[tuple[str, str], Account] = {}
         for account in self.accounts(device):
             if account.accountant == ACCOUNTANT_VERSION:
@@ -294,7 +299,9 @@ class Ledger:
 
     def catch_up(self) -> None:
         """Enter rounds that an older version left, and all of them anew where the accountant has changed; in a
-        transaction. What devices reported by another accountant stays as they said it."""
+        transaction. What devices reported by another accountant stays as they said it.
+
+        Raises HomeRefused for a round whose offer this version cannot read: its cost must not be forgotten."""
         stale = self._rows("SELECT 1 FROM curves WHERE accountant != ? LIMIT 1", ACCOUNTANT_VERSION)
         if stale:
             for table in ("round_charges", "curves", "device_spends WHERE source = 'accepted'"):
@@ -305,7 +312,11 @@ class Ledger:
             " ORDER BY r.task, r.number"
         )
         for task, number, frame, opened_at in missing:
-            offer = unpack_message(frame[PREFIX_BYTES + SIGNATURE_BYTES :], Offer)
+            try:
+                offer = unpack_message(frame[PREFIX_BYTES + SIGNATURE_BYTES :], Offer)
+            except MalformedMessage as error:
+                what = f"round {number} of task {task} was offered by a version that this one cannot read"
+                raise HomeRefused(what, "go on with that version, or make a new home") from error
             self.offered(task, number, offer.privacy, offer.length, float(offer.issued_at))
             if opened_at is not None:
                 self.opened(task, number, opened_at)

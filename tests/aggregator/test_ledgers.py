@@ -9,7 +9,7 @@ import pytest
 from small_fleet import SmallFleet, first_model
 
 from aggregator import ledger_report, tasks
-from aggregator.errors import TaskRefused
+from aggregator.errors import HomeRefused, TaskRefused
 from aggregator.ledger import Ledger, cost
 from edge_sdk.artifact.weights import read_vector
 from edge_sdk.privacy.accounting import ACCOUNTANT_VERSION, compose, epsilon
@@ -192,6 +192,16 @@ def test_what_an_older_version_left_is_entered_at_the_next_start(fleet):
         fleet.service.store._write(f"DELETE FROM {table}")
     fleet.restart()
     assert (ledger_of(fleet).model("churn"), ledger_of(fleet).accounts()) == before
+
+
+def test_a_round_whose_cost_cannot_be_read_is_not_forgotten_but_stops_the_start(fleet):
+    start(fleet, rounds=1)
+    fleet.run(ended(fleet))
+    fleet.service.store._write("DELETE FROM round_charges")
+    frame = fleet.service.store.round("churn", 1).frame
+    fleet.service.store.set_round("churn", 1, frame=frame[:68] + b"\x80")
+    with pytest.raises(HomeRefused, match="round 1 of task churn"):
+        fleet.restart()
 
 
 # -- comparison
