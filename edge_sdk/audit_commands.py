@@ -75,7 +75,9 @@ def _tell(checked: hashlog.Checked, conflicts: int) -> None:
     for finding in checked.findings[:MOST_TOLD]:
         sys.stderr.write(f"edge-sdk: error: journal: {finding.said}\n")
     if checked.findings:
-        sys.stderr.write("edge-sdk: hint: keep this directory as it is, and compare it with a copy from before\n")
+        sys.stderr.write(
+            "edge-sdk: hint: keep this directory as it is; was device.db replaced on purpose, move journal.head away\n"
+        )
     if conflicts:
         _say(f"the aggregator showed {conflicts} heads of its log that contradict others: see `edge-sdk audit head`")
 

@@ -81,13 +81,31 @@ class JournalSigner:
         known = row is not None and row[2] == key
         self._signed: int = row[0] if known else 0
         self._signed_at: int = row[1] if known else 0
+        self._file_is_proof = False
 
     def begin(self, now: int) -> None:
         """The device starts. A key that is new here is named in the journal and signs at once."""
         if not self._signed:
             who: dict[str, Value] = {"key": self._key.hex(), "device": self._device, "fleet": self._fleet}
             self._journal.note(hashlog.IDENTITY, **who)
+        self._file_is_proof = not self._holds_beside()
+        if self._file_is_proof:
+            log.error("the journal lost entries: it does not hold the signed head in %s", self._file)
+            self._journal.note("alarm", reason="journal-lost")
         self.turn(now, all_of_it=not self._signed)
+
+    def _holds_beside(self) -> bool:
+        """Does the journal go through the head that lies beside the database? Entries let go of count as held."""
+        try:
+            heads = [proof.head for proof in _beside(self._file)]
+        except (OSError, ValueError, KeyError, TypeError):
+            return True  # no head of ours, so no proof of anything
+        (first,) = self._db.execute("SELECT coalesce(min(n), 1) FROM journal").fetchone()
+        for head in heads:
+            row = self._db.execute("SELECT head FROM journal WHERE n = ?", (head.size,)).fetchone()
+            if head.size >= first and (row is None or row[0] != head.head):
+                return False
+        return True
 
     def turn(self, now: int, *, all_of_it: bool = False) -> None:
         """Sign where enough is not signed yet, or for long enough. Raises OSError, sqlite3.Error."""
@@ -101,6 +119,8 @@ class JournalSigner:
             self._db.execute("INSERT OR REPLACE INTO journal_heads VALUES (?, ?, ?, ?, ?)", values)
             self._prune(head.size)
         self._signed, self._signed_at = head.size, now
+        if self._file_is_proof:
+            return
         partial = self._file.with_suffix(".part")
         partial.write_text(heads_json([(head, "")]))
         partial.replace(self._file)

@@ -20,6 +20,8 @@ from edge_sdk.protocol.messages import Count, LogHead, Round, Second, Word
 
 START: Final = bytes(32)  # the head of a log without entries
 MAX_ENTRY_BYTES: Final = 4096
+MAX_WORD: Final = 300
+MAX_LISTED: Final = 32
 IDENTITY: Final = "identity"  # the entry that names the key of every later head of a device's journal
 
 Kind = Annotated[str, Meta(min_length=1, max_length=48, pattern=r"^[a-z0-9-]+\Z")]
@@ -74,10 +76,20 @@ def following(
 ) -> Row:
     """The row after `last` (its number and head; `(0, START)` for the first). Raises LocalProtocolError."""
     n, head = last
-    entry = codec.pack(Entry(n + 1, max(0, int(at)), kind, task, number, dict(data)))
+    short = {name: _shortened(value) for name, value in data.items()}
+    entry = codec.pack(Entry(n + 1, max(0, int(at)), kind, task, number, short))
     if len(entry) > MAX_ENTRY_BYTES:
         raise LocalProtocolError(f"a log entry of {len(entry)} bytes exceeds {MAX_ENTRY_BYTES}", reason="size")
     return Row(n + 1, entry, chained(head, entry))
+
+
+def _shortened(value: Value) -> Value:
+    """Long words and lists lose their ends: an entry that does not fit would undo what it records."""
+    if isinstance(value, str):
+        return value if len(value) <= MAX_WORD else value[: MAX_WORD - 1] + "…"
+    if isinstance(value, list) and len(value) > MAX_LISTED:
+        return [*value[:MAX_LISTED], f"and {len(value) - MAX_LISTED} more"]
+    return value
 
 
 def chained(head: bytes, entry: bytes) -> bytes:

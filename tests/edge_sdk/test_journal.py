@@ -110,6 +110,19 @@ def test_what_is_done_to_the_journal_is_found(book, statements, expected):
     assert book.findings() == expected
 
 
+def test_a_device_that_starts_on_a_cut_journal_says_so_and_keeps_the_proof(book):
+    proof = (book.home / HEAD_FILE).read_text()
+    book.db.execute("DELETE FROM journal WHERE n > 40")
+    book.db.execute("DELETE FROM journal_heads WHERE size > 40")
+    later = Book(book.home)
+    later.signer.begin(NOW + 9)
+    later.write(70)
+    later.signer.turn(NOW + 10)
+    assert (later.home / HEAD_FILE).read_text() == proof
+    assert [entry.data["reason"] for entry in later.entries() if entry.kind == "alarm"] == ["journal-lost"]
+    assert [reason for _, reason in later.findings()] == ["rewritten"]
+
+
 def test_another_valid_journal_is_not_this_one(book, tmp_path_factory):
     other = Book(tmp_path_factory.mktemp("other"))
     other.journal.note("installed", TASK, version=2)

@@ -156,11 +156,19 @@ def test_a_smaller_or_another_head_contradicts_the_one_that_is_kept():
 
 
 def test_entries_are_small_and_strict():
+    many = {f"word-{i}": "x" * 300 for i in range(20)}
     with pytest.raises(LocalProtocolError):
-        hashlog.following((0, START), at=1, kind="note", task="", number=0, data={"text": "x" * 5000})
+        hashlog.following((0, START), at=1, kind="note", task="", number=0, data=many)
     with pytest.raises(MalformedMessage):
         hashlog.read(written(1)[0].entry + b"\x00")
     assert findings([Row(1, b"\x81\x00", hashlog.chained(START, b"\x81\x00"))]) == [(1, "changed")]
+
+
+def test_long_words_and_lists_lose_their_ends():
+    data = {"why": "x" * 5000, "devices": [f"d-{i}" for i in range(1000)]}
+    entry = hashlog.read(hashlog.following((0, START), at=1, kind="note", task="", number=0, data=data).entry)
+    assert len(entry.data["why"]) == 300
+    assert entry.data["devices"][31:] == ["d-31", "and 968 more"]
 
 
 def test_a_row_reads_as_a_line():
