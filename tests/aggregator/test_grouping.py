@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregator.errors import TaskRefused
@@ -27,9 +27,10 @@ def filled(grouping: Grouping, devices: int) -> Counter[int]:
     return sizes
 
 
-ROUNDS = st.tuples(st.integers(1, 64), st.sampled_from([1, 3]), st.integers(3, 12), st.integers(1, 400))
+ROUNDS = st.tuples(st.integers(1, 64), st.sampled_from([1, 3]), st.integers(3, 12), st.integers(1, 200))
 
 
+@settings(deadline=None, max_examples=60)
 @given(ROUNDS)
 def test_as_many_groups_are_opened_as_the_uploads_fill_and_none_is_below_the_minimum(drawn):
     wanted, fewest, n_min, devices = drawn
@@ -45,6 +46,7 @@ def test_as_many_groups_are_opened_as_the_uploads_fill_and_none_is_below_the_min
         assert opened == []
 
 
+@settings(deadline=None, max_examples=60)
 @given(ROUNDS)
 def test_full_groups_differ_by_one_device(drawn):
     wanted, _, n_min, devices = drawn
@@ -53,6 +55,7 @@ def test_full_groups_differ_by_one_device(drawn):
         assert max(sizes.values()) - min(sizes.values()) <= 1
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.dictionaries(st.integers(0, 63), st.integers(0, 9), max_size=64), st.integers(3, 12))
 def test_whatever_the_sizes_no_device_is_opened_twice_or_in_a_group_below_the_minimum(sizes, n_min):
     opened = Grouping(64, 1, n_min, b"key").together(sizes)

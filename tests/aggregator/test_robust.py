@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregator import robust
@@ -36,6 +36,7 @@ def schoolbook(rule: str, sums, sizes, trim: float) -> list[float]:
     return answer
 
 
+@settings(deadline=None, max_examples=60)
 @given(groups_of_sums(), st.sampled_from(["median", "trimmed_mean"]), st.sampled_from([0.1, 0.2, 0.34, 0.49]))
 def test_each_coordinate_is_the_schoolbook_one(drawn, rule, trim):
     sums, sizes = drawn
@@ -44,6 +45,7 @@ def test_each_coordinate_is_the_schoolbook_one(drawn, rule, trim):
     np.testing.assert_allclose(total, schoolbook(rule, sums, sizes, trim), rtol=1e-9, atol=1e-3)
 
 
+@settings(deadline=None, max_examples=60)
 @given(groups_of_sums())
 def test_the_mean_is_the_exact_sum_over_all_devices(drawn):
     sums, sizes = drawn
@@ -66,6 +68,7 @@ def test_at_least_one_group_goes_at_either_end_and_one_is_left(groups, trim, cut
 
 
 @pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
+@settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 2**32), lies=st.lists(st.integers(-(2**50), 2**50), min_size=2, max_size=2))
 def test_liars_never_carry_it_out_of_the_range_of_the_honest(rule, seed, lies):
     """Two of seven: below half for the median, no more than are cut off for the trimmed mean."""
