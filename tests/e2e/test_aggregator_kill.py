@@ -159,7 +159,7 @@ def test_a_killed_aggregator_goes_on_where_it_stood(world: World, kind: str, pha
         device.takes_part = False
     world.serve(phase)
     eventually(lambda: len(world.store.presence()) == COUNT, what="the devices are heard")
-    before = make_task(world.home, now=time.time(), rounds=1, hidden=HIDDEN)
+    before = make_task(world.home, now=time.time(), rounds=1, groups=2, hidden=HIDDEN)
     if phase == "receipts":
         eventually(lambda: len(world.receipts()) == COUNT - len(late), what="receipts")
     else:
