@@ -72,10 +72,13 @@ def test_the_process_is_used_again_for_the_next_job_and_gives_the_same_result(tr
     np.testing.assert_array_equal(first.update, second.update)
 
 
-def test_the_record_unit_runs_with_opacus_in_the_process(trainer):
-    result = trainer.train(make_job(TrainingPlan("record", 0.3, 5, 20, 1.0, 1.0)), ignore, never)
-    assert (result.sampling.q, result.sampling.noise_multiplier, result.sampling.steps) == (0.1, 1.0, 5)
+@pytest.mark.parametrize(("unit", "rate"), [("record", 0.1), ("customer", 0.5)])
+def test_the_private_units_run_in_the_process(trainer, unit, rate):
+    plan, subjects = TrainingPlan(unit, 0.3, 5, 20, 1.0, 1.0), np.arange(200) // 5 if unit == "customer" else None
+    result = trainer.train(job(MODEL, {"features": X}, Y, plan, KEY, subjects=subjects), ignore, never)
+    assert (result.sampling.q, result.sampling.noise_multiplier, result.sampling.steps) == (rate, 1.0, 5)
     assert np.linalg.norm(result.update) > 0
+    assert result.engine == "bookkeeping"
 
 
 def test_the_parent_never_loads_torch_and_the_memory_comes_back():
