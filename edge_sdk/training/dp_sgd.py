@@ -26,7 +26,7 @@ from edge_sdk.training.jobs import (
     check_plan,
     check_subjects,
 )
-from edge_sdk.training.losses import Batches, finite, loss_sum, mean_loss
+from edge_sdk.training.losses import Batches, check_apart, finite, loss_sum, mean_loss
 from edge_sdk.training.module import GraphModule
 from edge_sdk.training.private_steps import ClippedSums, FlatWeights, Gradients, private_steps
 from edge_sdk.training.secure_random import SecretStream
@@ -65,6 +65,7 @@ def train(
     if plan.unit == "device":
         update, sampling = _device(module, data, plan, SecretStream(key), on_step), _whole(plan, records)
         return _checked(TrainResult(update, sampling, loss, records))
+    check_apart(module, data)
     units = Units(records, subjects if plan.unit == "customer" else None, plan.per_customer)
     chosen: Engine = engine or ("hooks" if unsupported_layer(module) else "bookkeeping")
     with _gradients(module, chosen) as gradients:

@@ -59,6 +59,21 @@ def mean_loss(module: GraphModule, data: Batches) -> float:
     return total / len(data)
 
 
+def check_apart(module: GraphModule, data: Batches) -> None:
+    """Refuse a model in which one example moves another's output: clipping by unit would bound nothing. TrainingFailed.
+
+    Two examples together against each alone: this finds a mistake, such as a mean over the batch, not a graph that was
+    made to hide it. That a model does what its signers say is for the approval of a release.
+    """
+    if len(data) < 2:
+        return
+    with torch.no_grad():
+        together = module(data.take(np.array([0, len(data) - 1]))[0])
+        alone = torch.cat([module(data.take(np.array([row]))[0]) for row in (0, len(data) - 1)])
+    if together.shape != alone.shape or not torch.allclose(together, alone, 1e-3, 1e-4, equal_nan=True):
+        raise TrainingFailed("mixed-examples", "one example moves another's output: publish a model without it")
+
+
 def finite(loss: torch.Tensor) -> float:
     """The number. Raises TrainingFailed where it is NaN or infinite."""
     value = loss.item()

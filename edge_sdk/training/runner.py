@@ -100,7 +100,7 @@ class Trainer:
         """Run one job. Calls `on_progress(step, steps)`; asks `cancelled()` ten times a second.
 
         Raises TrainingFailed: "cancelled", "timeout", "worker-died", "out-of-memory", "not-finite", "model-run",
-        "no-examples", or the reason of an unsafe model.
+        "no-examples", "wrong-shape", "mixed-examples", or the reason of an unsafe model.
         """
         deadline = self._clock() + self._timeout_s
         reused = self.pid is not None

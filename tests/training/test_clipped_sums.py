@@ -315,3 +315,22 @@ def test_a_layer_that_does_not_keep_examples_apart_is_refused():
     assert failure.value.reason == "wrong-shape"
     with pytest.raises(TrainingFailed, match="spans the batch"):
         Elementwise("Mul", (60, 4)).by_example(torch.zeros(60, 4))
+
+
+MIXED = {
+    "softmax over the batch": [("Gemm", ["features", "a"], "h", {}), ("Softmax", ["h"], "logits", {"axis": 0})],
+    "less the batch's mean": [
+        ("Gemm", ["features", "a"], "h", {}),
+        ("ReduceMean", ["h", "axis"], "m", {}),
+        ("Sub", ["h", "m"], "logits", {}),
+    ],
+}
+
+
+@pytest.mark.parametrize("nodes", MIXED.values(), ids=MIXED)
+def test_a_model_in_which_one_example_moves_another_is_refused(nodes):
+    model = build(nodes, {"a": w(4, 4)}, X, constants={"axis": ints(0)})
+    plan = TrainingPlan("record", 1.0, 1, 8, 0.6, 1.0, sample_rate=1.0)
+    with pytest.raises(TrainingFailed) as failure:
+        train(GraphModule(model), {"features": DATA}, LABELS, plan=plan, key=KEY, on_step=lambda *_: None)
+    assert failure.value.reason == "mixed-examples"
