@@ -116,7 +116,7 @@ class Attack:
         alone = candidates(self.plan, {member: self.session.share_of(member, self.target) for member in own}, 1)
         more, fewer = (candidates(self.plan, each, len(listed)) for each, listed in zip(sums, lists, strict=True))
         found = None if more is None or fewer is None else likeliest_difference(more, fewer, len(self.others))
-        return self._opens(alone and likeliest(alone)) or self._opens(found)
+        return self._opens(likeliest(alone) if alone else None) or self._opens(found)
 
     def _gather(self, own: Sequence[int], honest: Sequence[int], listed: Sequence[int]) -> dict[int, Share]:
         answers = {member: self._honest(member, listed) for member in honest}

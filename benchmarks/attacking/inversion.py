@@ -117,7 +117,7 @@ class Views:
             if name == "shared":
                 seen |= self._through_the_mask(told, values, noise)
             else:
-                seen[name] = values * told.step
+                seen[name] = values.astype(np.float64) * told.step
         return {
             "an update of plain training": seen["plain"],
             "the same, each record clipped": seen["clipped"],
@@ -133,7 +133,8 @@ class Views:
         for device in range(1, COHORT):
             zero, other = self.victim.steps(told, np.zeros(LENGTH, np.float32))
             session.upload(device, zero, other)
-        return {"masked": session.seen(0) * told.step, "opened": session.opened(range(COHORT)) * told.step}
+        seen, opened = session.seen(0), session.opened(range(COHORT))
+        return {"masked": np.float64(told.step) * seen, "opened": np.float64(told.step) * opened}
 
 
 def attack(texts: list[list[str]], views: Views, batch: int) -> dict[str, dict[str, Any]]:
@@ -145,13 +146,13 @@ def attack(texts: list[list[str]], views: Views, batch: int) -> dict[str, dict[s
         words = numbers[start : start + batch]
         there = set(words[words > 0].tolist())
         for name, update in views.of(words).items():
-            row = found.setdefault(name, {"in_place": [], "picked": [], "reads": ""})
+            row = found.setdefault(name, {"in_place": [], "picked": [], "chance": [], "reads": ""})
             row["picked"].append(len(rows_moved(update, len(there)) & there) / len(there))
             if batch == 1:
                 guess = read_back(update, views.victim.table)[: int((words > 0).sum())]
                 row["in_place"].append(float((guess == words[words > 0]).mean()))
                 row["reads"] = row["reads"] or " ".join(vocabulary.words(guess))
-            row["chance"] = len(there) / (VOCABULARY - 1)
+            row["chance"].append(len(there) / (VOCABULARY - 1))
     return found
 
 
@@ -187,7 +188,12 @@ def run(quick: bool, data: Path | None = None) -> list[Row]:
     for language, lines in texts.items():
         for batch in (1, 8):
             for name, row in attack(lines[: 2 if quick and batch == 1 else 16], views, batch).items():
-                known: Row = {"language": language, "batch": batch, "view": name, "chance": round(row["chance"], 4)}
+                known: Row = {
+                    "language": language,
+                    "batch": batch,
+                    "view": name,
+                    "chance": round(float(np.mean(row["chance"])), 4),
+                }
                 known["picked"] = round(float(np.mean(row["picked"])), 4)
                 if batch == 1:
                     known |= {"in_place": round(float(np.mean(row["in_place"])), 4), "reads": row["reads"]}

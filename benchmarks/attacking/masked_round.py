@@ -72,7 +72,7 @@ class MaskedRound:
     def share_of(self, member: int, device: int) -> Share:
         """One device's share, opened by a member that gives its key to the attacker."""
         info = share_info(self.offer_hash, self.names[device], self.names[member], member)
-        sealed = self.uploads[device].sealed_shares[member]
+        sealed = bytes(self.uploads[device].sealed_shares[member])
         return np.frombuffer(open_share(sealed, self._epoch[member], info), "<u2").astype(np.uint16)
 
     def opened(self, group: Sequence[int]) -> Steps:
@@ -90,10 +90,10 @@ class MaskedRound:
 
     def seen(self, device: int) -> Steps:
         """What an upload looks like without its mask's key: residues, centred modulo q, int64 [values]."""
-        return _centred(decode_residues(RING, self.uploads[device].residues)[: self.values].astype(np.int64))
+        return _centred(decode_residues(RING, bytes(self.uploads[device].residues))[: self.values].astype(np.int64))
 
     def unmasked(self, device: int, secret: npt.NDArray[np.int64]) -> Steps:
-        """One upload less the mask that follows from `secret`, int64 [N]: values, noise and error floor if it is right."""
+        """One upload less the mask that `secret`, int64 [N], gives: values, noise and error floor if it is right."""
         bound = CLIENT_BOUND if np.abs(secret).max() <= CLIENT_BOUND else SERVER_BOUND
         if np.abs(secret).max() > bound:
             return np.zeros(self.values, np.int64)

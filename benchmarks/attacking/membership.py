@@ -141,7 +141,7 @@ def run(quick: bool) -> dict[str, Any]:
     everybody = Table(np.concatenate([p.x for p in found.parts]), np.concatenate([p.y for p in found.parts]))
     places = rng.permutation(len(everybody.y))[:POOL]
     pool = Table(everybody.x[places], everybody.y[places])
-    models = 10 if quick else 40
+    models = 8 if quick else 32
     members = np.stack([rng.permutation(POOL) < POOL // 2 for _ in range(models)])
     rows, curves = [], {}
     for epsilon in (None, 2.0) if quick else EPSILONS:
