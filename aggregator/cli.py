@@ -1,4 +1,4 @@
-"""`aggregator init | serve | enroll-token | devices | task | status | renew | audit | demo`.
+"""`aggregator init | serve | enroll-token | devices | task | status | renew | audit | evidence | demo`.
 
 Says what went wrong in one line and the remedy in another, and exits with 2. Never shows a traceback for what an
 operator can put right.
@@ -93,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     from aggregator.audit_commands import add_commands
 
     add_commands(commands, _add, _Parser)
+    from aggregator.evidence.commands import add_evidence
+
+    add_evidence(commands, _add)
     return parser
 
 
@@ -152,6 +155,9 @@ def _add_tasks(commands: Any) -> None:
     create.add_argument("name", metavar="NAME")
     create.add_argument("--model", required=True, help="the first model, an ONNX file")
     create.add_argument("--held-out", help="labelled records to measure with, one JSON object a line")
+    create.add_argument(
+        "--about", metavar="FILE", help="purpose, legal basis, controller, …: JSON, see docs/evidence.md"
+    )
     create.add_argument("--offline", help="folder of the offline keys (default: HOME/offline)")
     create.add_argument("--passphrase-file", help="default: the one that init drew")
     create.add_argument("--json", action="store_true")
@@ -164,6 +170,9 @@ def _add_tasks(commands: Any) -> None:
 
     add_options(create)
     add_options(plan)
+    describe = _add(actions, "describe", _task_describe, "state anew what only a person can say of a task")
+    describe.add_argument("name", metavar="NAME")
+    describe.add_argument("--about", required=True, metavar="FILE", help="JSON, see docs/evidence.md")
     listed = _add(actions, "list", _task_list, "every task and how far it is")
     listed.add_argument("--json", action="store_true")
     stop = _add(actions, "stop", _task_stop, "no further rounds; the one that runs is finished")
@@ -351,6 +360,17 @@ def _task_list(chosen: argparse.Namespace) -> int:
         return 0
     for task in shown:
         print("\n".join(status.task_lines(task)))
+    return 0
+
+
+def _task_describe(chosen: argparse.Namespace) -> int:
+    from aggregator.about import read_about
+    from aggregator.tasks import describe_task
+
+    home, config = _opened(chosen)
+    with status.opened(home, config) as (store, _):
+        left = describe_task(store, chosen.name, read_about(Path(chosen.about)), now=time.time())
+    print(f"task {chosen.name} is described anew" + (f"; not stated: {', '.join(left)}" if left else ""))
     return 0
 
 

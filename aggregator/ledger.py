@@ -134,6 +134,21 @@ class Ledger:
         spent = self.model(task)
         return 0.0 if spent is None else spent.epsilon
 
+    def by_round(self, task: str) -> list[tuple[int, float, float]]:
+        """(round, when it was opened, epsilon spent up to and with it), for every opened sum of the newest unit."""
+        newest = self.model(task)
+        if newest is None:
+            return []
+        found, spent = [], NOTHING
+        for number, at, accountant, spend in self._rows(
+            "SELECT number, opened_at, accountant, spend FROM round_charges JOIN curves ON curves.digest = curve"
+            " WHERE task = ? AND unit = ? AND opened_at IS NOT NULL ORDER BY opened_at, number",
+            *(task, newest.unit),
+        ):
+            spent = accounting.compose([spent, unpack(accountant, spend)])
+            found.append((number, at, accounting.epsilon(spent, newest.delta)))
+        return found
+
     def epsilon_with(self, task: str, terms: PrivacyTerms, length: int) -> float:
         """Epsilon once another round, of these terms, is opened too."""
         _, spent = self._sum("task = ? AND unit = ? AND opened_at IS NOT NULL", task, terms.unit)

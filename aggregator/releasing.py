@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from aggregator import averaging, evaluation, robust, tasks
+from aggregator import averaging, evaluation, model_card, robust, tasks
 from aggregator.errors import AggregatorError, ModelRefused
 from aggregator.home import Home
 from aggregator.ledger import Ledger
@@ -130,7 +130,7 @@ class Releases:
         evaluated = self._clock()
         reason, version = self._gate(task, number, metrics), None
         if not reason:
-            version, reason = self._publish(task, number, sha256, {**stats, **metrics})
+            version, reason = self._publish(task, number, sha256, stats, metrics)
         seconds = {"evaluating": evaluated - began, "releasing": self._clock() - evaluated}
         keys = self._repository.release_keys() if version is not None and self._repository is not None else ()
         return Verdict(version, reason, metrics, seconds, usable=True, keys=keys)
@@ -153,16 +153,23 @@ class Releases:
         refused = evaluation.gate(metrics, last[3] if last else None, spec.metric, spec.min_improvement)
         return f"gate: {refused}" if refused else ""
 
-    def _publish(self, task: TaskRow, number: int, sha256: str, facts: dict[str, Any]) -> tuple[int | None, str]:
+    def _publish(
+        self, task: TaskRow, number: int, sha256: str, stats: dict[str, Any], metrics: dict[str, float]
+    ) -> tuple[int | None, str]:
         if self._repository is None:
             return None, "no release repository"
         last = self._store.last_release(task.name)
         version = last[0] + 1 if last else FIRST_VERSION
         # TUF metadata holds no floats.
-        custom = {key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in facts.items()}
-        custom |= {"round": str(number), "privacy": metadata(self.model(sha256)).get(averaging.PRIVACY, "")}
+        custom = {
+            key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in (stats | metrics).items()
+        }
+        model, now = self.model(sha256), self._clock()
+        custom |= {"round": str(number), "privacy": metadata(model).get(averaging.PRIVACY, "")}
         try:
-            self._repository.publish(task.name, version, self.model(sha256), custom, self._clock())
+            facts: dict[str, Any] = {"version": version, "sha256": sha256, "number": number, "metrics": metrics}
+            card = model_card.card(self._store, task, model, **facts, now=now)
+            self._repository.publish(task.name, version, model, custom, now, card=model_card.encoded(card))
         except (ReleaseError, ArtifactError) as error:
             return None, f"release: {error}"
         return version, "released"

@@ -13,6 +13,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from aggregator import setup, status, task_terms, tasks
+from aggregator.about import read_about
 from aggregator.config import Config, ConfigError
 from aggregator.errors import TaskRefused
 from aggregator.home import Home
@@ -59,7 +60,7 @@ OPTIONS: Final[tuple[tuple[str, str, type, str], ...]] = (
 )
 
 
-SWITCHES: Final = ("stewards", "insecure_without_noise", "accept_little_signal")
+SWITCHES: Final = ("stewards", "group_gate", "insecure_without_noise", "accept_little_signal")
 COMBINATIONS: Final[tuple[tuple[Unit, Placement], ...]] = (
     ("record", "local"),
     ("record", "shared"),
@@ -82,9 +83,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def create(home: Path, config: Config, chosen: argparse.Namespace, *, now: float) -> dict[str, Any]:
     """Check, lock the graph, add the task. Raises TaskRefused, ModelRefused, HomeRefused, ConfigError, ReleaseError."""
-    given = {field: getattr(chosen, field) for _, field, _, _ in OPTIONS if getattr(chosen, field) is not None}
-    given |= {name: True for name in ("stewards", "group_gate", "insecure_without_noise") if getattr(chosen, name)}
-    spec = tasks.build_spec(name=chosen.name, **given)
+    spec = _spec(chosen)
+    if chosen.about:
+        spec = replace(spec, about=read_about(Path(chosen.about)))
     model = _read_model(Path(chosen.model))
     held_out = Path(chosen.held_out) if chosen.held_out else None
     # One at a time: a second command for the same name must find the task, not lock another graph under it.

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from aggregator import task_terms
+from aggregator.about import About, missing
 from aggregator.errors import HomeRefused, TaskRefused
 from aggregator.evaluation import evaluate, read_heldout
 from aggregator.grouping import FEWEST_ROBUST, MOST_GROUPS
@@ -50,6 +51,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     their coordinate-wise median or trimmed mean (`trim`: the share cut off at either end). `group_gate`: a group whose
     own mean makes the metric on the held-out records worse by more than `group_margin` is left out. `clip`, `steps`:
     not given, what the placement needs. `accept_little_signal`: create the task though its noise drowns what it learns.
+    `about`: what only a person can say of it.
     """
 
     name: Name
@@ -89,6 +91,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     trim: Annotated[float, Meta(gt=0.0, lt=0.5)] = 0.2
     group_gate: bool = False
     group_margin: Annotated[float, Meta(ge=0.0)] = 0.02
+    about: About = About()
 
 
 def parse_spec(text: bytes | str) -> TaskSpec:
@@ -226,3 +229,19 @@ def create_task(store: Store, home: Home, spec: TaskSpec, *, model: bytes, heldo
         numbers = {"rounds": spec.rounds, "consent": spec.consent}
         audit_log.append(store.connection, now, "task-created", spec.name, **facts, **numbers)
     return sha256
+
+
+def describe_task(store: Store, name: str, about: About, *, now: float) -> list[str]:
+    """Put these statements in place of those made before; what is still missing. Raises HomeRefused for no such task.
+
+    The audit log holds the digests of the task before and after.
+    """
+    with store.transaction():
+        row = store.task(name)
+        if row is None:
+            raise HomeRefused(f"there is no task {name!r}", "see `aggregator task list`")
+        after = msgspec.json.encode(msgspec.structs.replace(parse_spec(row.spec), about=about))
+        store.set_task(name, spec=after)
+        facts = {"before": hashlib.sha256(row.spec).hexdigest(), "spec": hashlib.sha256(after).hexdigest()}
+        audit_log.append(store.connection, now, "task-described", name, **facts, missing=missing(about))
+    return missing(about)

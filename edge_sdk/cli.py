@@ -1,4 +1,4 @@
-"""`edge-sdk enroll | run | status | predict | training | explain | export | forget`: one device on the command line.
+"""`edge-sdk enroll | run | status | predict | training | explain | card | export | forget`: one device on the command line.
 
 Says what went wrong in one line and the remedy in another, and exits with 2; no traceback for what a user can put
 right. `status` and `predict` only read, so they work while `run` runs, and without any connection.
@@ -112,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     explain = _command(commands, "explain", _explain, "a notice for customers: what is kept and what leaves")
     explain.add_argument("--task", required=True)
     explain.add_argument("--language", default="en", help="en or zh")
+    card = _command(commands, "card", _card, "the model card that was signed with the installed model")
+    card.add_argument("--task", required=True)
+    card.add_argument("--json", action="store_true", help="as it was signed")
     export = _command(commands, "export", _export, "everything held of one subject, as JSON")
     export.add_argument("subject")
     forget = _command(commands, "forget", _forget, "erase every example of one subject")
@@ -244,6 +247,17 @@ def _explain(chosen: argparse.Namespace) -> int:
     from edge_sdk.disclosure import notice
 
     print(notice(_enrolled(chosen.home), chosen.task, chosen.language))
+    return 0
+
+
+def _card(chosen: argparse.Namespace) -> int:
+    from edge_sdk.model_card import lines, read_card
+
+    home = _enrolled(chosen.home).home
+    card = read_card(home, chosen.task)
+    if card is None:
+        raise CommandError(f"there is no card of a model for task {chosen.task!r}", "it comes with the next release")
+    print(json.dumps(card, ensure_ascii=False) if chosen.json else "\n".join(lines(card)))
     return 0
 
 

@@ -52,6 +52,8 @@ TIMESTAMP_LIFE = timedelta(days=3)
 KEPT_RELEASES = 20
 KEPT_METADATA = 8  # a device in the middle of a refresh still finds the files its timestamp named
 MAX_READ = 256 * 1024
+ROUNDS_PATHS = ("models/*/*.onnx", "cards/*/*.json")  # all that the online role may sign
+MAX_CARD = 64 * 1024
 SIGNED_AT = "x-signed-at"  # seconds since 1970 inside signed metadata: the device's floor of time
 
 _TASK = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
@@ -73,6 +75,11 @@ class Release:
     def path(self) -> str:
         """The TUF target path."""
         return f"models/{self.task}/{self.version}.onnx"
+
+    @property
+    def card_path(self) -> str:
+        """The TUF target path of its model card."""
+        return f"cards/{self.task}/{self.version}.json"
 
 
 class Repository:
@@ -126,6 +133,7 @@ class Repository:
             self._write_target(target, data)
             targets = self._load(Targets, TARGETS_NAME)
             targets.targets[target.path] = target
+            _allow_cards(targets)
             self._commit({TARGETS_NAME: (targets, TARGETS_LIFE, [key])}, now)
 
     def locked_graph(self, task: str) -> dict[str, Any] | None:
@@ -136,9 +144,12 @@ class Repository:
         lock: dict[str, Any] = json.loads(self._target_file(target).read_bytes())
         return lock
 
-    def publish(self, task: str, version: int, model: bytes, custom: Mapping[str, str], now: float) -> Release:
-        """Sign and store one model. The same version with the same bytes again changes nothing.
+    def publish(
+        self, task: str, version: int, model: bytes, custom: Mapping[str, str], now: float, *, card: bytes = b""
+    ) -> Release:
+        """Sign and store one model and its card. The same version with the same bytes again changes nothing.
 
+        The card is a target of its own, and its hash stands beside the model's: one never goes without the other.
         Adds `version`, `graph_digest` and, unless given, `lineage` (SHA-256 of the release before) to `custom`.
         Raises ReleaseRefused.
         """
@@ -152,8 +163,12 @@ class Repository:
             if version <= (latest.version if latest else 0):
                 raise ReleaseRefused(f"version {version} of {task} is not newer: publish a higher one", reason="old")
             words = {"lineage": latest.sha256 if latest else "", **custom, "version": str(version)}
+            if card:
+                words["card_sha256"] = hashlib.sha256(card).hexdigest()
+            if len(card) > MAX_CARD:
+                raise ReleaseRefused(f"a card of {len(card)} bytes: keep it below {MAX_CARD}", reason="card-too-large")
             release = Release(task, version, hashlib.sha256(model).hexdigest(), len(model), words | digest)
-            self._publish(release, model, now)
+            self._publish(release, model, card, now)
         return release
 
     def latest(self, task: str) -> Release | None:
@@ -162,8 +177,33 @@ class Repository:
 
     def releases(self, task: str) -> list[Release]:
         """Every release still listed (at most 20), oldest first."""
-        listed = [_release(target) for target in self._load(Targets, "rounds").targets.values()]
+        listed = [
+            _release(t) for path, t in self._load(Targets, "rounds").targets.items() if path.startswith("models/")
+        ]
         return sorted((r for r in listed if r.task == task), key=lambda release: release.version)
+
+    def card(self, release: Release) -> bytes | None:
+        """The card of a listed release as it was signed; None where it has none."""
+        target = self._load(Targets, "rounds").targets.get(release.card_path)
+        return None if target is None else self._target_file(target).read_bytes()
+
+    def roles(self) -> dict[str, dict[str, Any]]:
+        """Every role: ids of its keys, how many must sign, and until when its newest metadata holds (Unix seconds)."""
+        root = Metadata[Root].from_bytes(self.trusted_root()).signed
+        targets = self._load(Targets, TARGETS_NAME)
+        signed: dict[str, Signed] = {
+            "root": root, TARGETS_NAME: targets, "rounds": self._load(Targets, "rounds"),
+            "snapshot": self._load_snapshot(), "timestamp": self._load_timestamp(),
+        }  # fmt: skip
+        delegated = targets.delegations.roles if targets.delegations and targets.delegations.roles else {}
+        roles: dict[str, Any] = {**root.roles, **delegated}
+        return {
+            name: {
+                "keys": list(roles[name].keyids), "threshold": roles[name].threshold, "version": one.version,
+                "expires": int(one.expires.timestamp()),
+            }
+            for name, one in signed.items()
+        }  # fmt: skip
 
     def release_keys(self) -> tuple[str, ...]:
         """The ids of the keys whose signature makes a release."""
@@ -190,7 +230,9 @@ class Repository:
             root.version, root.expires = root.version + 1, _after(now, ROOT_LIFE)
             root.unrecognized_fields[SIGNED_AT] = int(now)
             _write_signed(self._metadata, "root", root, root_keys)
-            self._commit({TARGETS_NAME: (self._load(Targets, TARGETS_NAME), TARGETS_LIFE, [targets_key])}, now)
+            targets = self._load(Targets, TARGETS_NAME)
+            _allow_cards(targets)
+            self._commit({TARGETS_NAME: (targets, TARGETS_LIFE, [targets_key])}, now)
 
     def offline_expiry(self) -> dict[str, float]:
         """When the roles that `renew` signs run out, in seconds since 1970: "root" and "targets"."""
@@ -236,16 +278,27 @@ class Repository:
                 return release
         return None
 
-    def _publish(self, release: Release, model: bytes, now: float) -> None:
+    def _publish(self, release: Release, model: bytes, card: bytes, now: float) -> None:
         target = TargetFile.from_data(release.path, model, ["sha256"])
         target.unrecognized_fields["custom"] = dict(release.custom)
         self._write_target(target, model)
         rounds = self._load(Targets, "rounds")
         rounds.targets[target.path] = target
+        if card and self._cards_are_allowed():
+            described = TargetFile.from_data(release.card_path, card, ["sha256"])
+            self._write_target(described, card)
+            rounds.targets[described.path] = described
         for old in self.releases(release.task)[: 1 - KEPT_RELEASES]:
             del rounds.targets[old.path]
+            rounds.targets.pop(old.card_path, None)
         self._commit({"rounds": (rounds, ONLINE_LIFE, [self._keys.rounds])}, now)
         self._sweep()
+
+    def _cards_are_allowed(self) -> bool:
+        """A repository older than cards gets the delegation with the next signature of the offline targets key."""
+        delegations = self._load(Targets, TARGETS_NAME).delegations
+        roles = delegations.roles if delegations is not None else None
+        return roles is not None and ROUNDS_PATHS[1] in (roles["rounds"].paths or ())
 
     def _commit(self, roles: Mapping[str, tuple[Targets, timedelta, Sequence[CryptoSigner]]], now: float) -> None:
         snapshot, timestamp = self._load_snapshot(), self._load_timestamp()
@@ -267,7 +320,7 @@ class Repository:
     def _sweep(self) -> None:
         """Remove models no longer listed and metadata that no device can still be reading."""
         listed = {self._target_file(t) for t in self._load(Targets, "rounds").targets.values()}
-        for file in (self._targets / "models").glob("*/*"):
+        for file in (*self._targets.glob("models/*/*"), *self._targets.glob("cards/*/*")):
             if file not in listed:
                 file.unlink(missing_ok=True)
         for role in ("rounds", "snapshot"):
@@ -322,9 +375,15 @@ def _first_root(roots: Sequence[CryptoSigner], targets: CryptoSigner, online: On
 
 def _first_targets(online: OnlineKeys, now: float) -> Targets:
     key: Key = online.rounds.public_key
-    # A TUF pattern's star stays within one folder, so this is every model of every task and nothing else.
-    role = DelegatedRole("rounds", [key.keyid], 1, terminating=True, paths=["models/*/*.onnx"])
+    # A TUF pattern's star stays within one folder: every model and card of every task, and nothing else.
+    role = DelegatedRole("rounds", [key.keyid], 1, terminating=True, paths=[*ROUNDS_PATHS])
     return Targets(expires=_after(now, TARGETS_LIFE), delegations=Delegations({key.keyid: key}, {"rounds": role}))
+
+
+def _allow_cards(targets: Targets) -> None:
+    """Bring an older repository's delegation up to date, where the offline key signs anyway."""
+    if targets.delegations is not None and targets.delegations.roles:
+        targets.delegations.roles["rounds"].paths = [*ROUNDS_PATHS]
 
 
 def _pins(metadata: Path) -> dict[str, MetaFile]:

@@ -73,7 +73,7 @@ class Store:
         return next((row for row in self.tasks() if row.name == name), None)
 
     def set_task(self, name: str, **columns: Any) -> None:
-        """Change `status`, `reason`, `checkpoint` or `not_before`."""
+        """Change `status`, `reason`, `checkpoint`, `not_before` or `spec`."""
         self._set("tasks", columns, "name = :name", {"name": name})
 
     def _set(self, table: str, columns: Mapping[str, Any], where: str, keys: Mapping[str, Any]) -> None:

@@ -59,7 +59,8 @@ class Activation:
         if self._slots.phase is not Phase.IDLE:
             raise UpdateUnavailable("another model is on trial: commit it or roll it back", reason="busy")
         try:
-            self._feed.download(candidate, self._slots.incoming(), now)
+            card = self._slots.card_file(candidate.sha256)
+            self._feed.download(candidate, self._slots.incoming(), now, card=card)
         except ModelRefused as error:
             self._slots.refuse(candidate.sha256, error.reason)
             raise

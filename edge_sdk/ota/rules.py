@@ -28,6 +28,7 @@ from .fetcher import BLOCK_BYTES, URL, WINDOW, BlockFetcher, Request, RequestMan
 SIGNED_AT = "x-signed-at"
 DAY_S = 86_400
 _MAX_LOCK_BYTES = 16 * 1024
+_MAX_CARD_BYTES = 64 * 1024
 
 
 class GraphLock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,6 +53,11 @@ class Candidate:
     def path(self) -> str:
         """The TUF target path."""
         return f"models/{self.task}/{self.version}.onnx"
+
+    @property
+    def card_path(self) -> str:
+        """The TUF target path of its model card."""
+        return f"cards/{self.task}/{self.version}.json"
 
 
 class ReleaseFeed:
@@ -99,8 +105,10 @@ class ReleaseFeed:
                 _check_promise(candidate, self._lock(updater, task))
             return candidate
 
-    def download(self, candidate: Candidate, destination: Path, now: float) -> None:
+    def download(self, candidate: Candidate, destination: Path, now: float, *, card: Path | None = None) -> None:
         """Fetch, verify and check a candidate, then move it durably to `destination`; nothing is left on failure.
+
+        Its model card, where the release has one, is verified first and lies at `card` from then on.
 
         Raises as `check_for_update`, and ModelRefused where signed bytes are unfit to run.
         """
@@ -112,6 +120,8 @@ class ReleaseFeed:
                 raise UpdateUnavailable("the release was withdrawn: check again", reason="withdrawn")
             lock = self._lock(updater, candidate.task)
             _check_promise(candidate, lock)
+            if card is not None:
+                self._fetch_card(updater, candidate, card)
             updater.download_target(target, str(temporary))
             check_content(temporary.read_bytes(), lock)
             flush(temporary)
@@ -153,6 +163,21 @@ class ReleaseFeed:
         names = _parsed(file.read_bytes()).signed.targets if file.exists() else {}
         found = (re.fullmatch(rf"models/{re.escape(task)}/([1-9][0-9]{{0,14}})\.onnx", name) for name in names)
         return sorted((int(match[1]) for match in found if match), reverse=True)
+
+    def _fetch_card(self, updater: Updater, candidate: Candidate, destination: Path) -> None:
+        """Store the card that was signed with the model; a release without one (an older aggregator's) has none."""
+        target = updater.get_targetinfo(candidate.card_path)
+        if target is None:
+            return
+        if target.length > _MAX_CARD_BYTES or target.hashes.get("sha256") != candidate.custom.get("card_sha256"):
+            raise UpdateRefused("the model card is not the one that the release names", reason="card")
+        temporary = destination.with_name(destination.name + ".new")
+        with removed_on_failure(temporary):
+            updater.download_target(target, str(temporary))
+            if _described(temporary.read_bytes()) != (candidate.task, candidate.version, candidate.sha256):
+                raise UpdateRefused("the model card is about another model", reason="card")
+            flush(temporary)
+            move_durably(temporary, destination)
 
     def _lock(self, updater: Updater, task: str) -> GraphLock:
         target = updater.get_targetinfo(f"graphs/{task}.json")
@@ -223,6 +248,15 @@ def check_content(data: bytes, lock: GraphLock) -> None:
     if digest != lock.graph_digest:
         found = hashlib.sha256(data).hexdigest()
         raise ModelRefused(f"model {found[:12]} has another graph than the offline key locked", reason="graph-changed")
+
+
+def _described(card: bytes) -> tuple[Any, ...]:
+    """Task, version and SHA-256 of the model that a card is about. Raises ValueError."""
+    read = msgspec.json.decode(card)
+    model = read.get("model") if isinstance(read, dict) else None
+    if not isinstance(model, dict):
+        raise ValueError("the model card names no model")
+    return model.get("task"), model.get("version"), model.get("sha256")
 
 
 def _check_promise(candidate: Candidate, lock: GraphLock) -> None:

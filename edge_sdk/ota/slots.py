@@ -22,6 +22,7 @@ CRASHES_ALLOWED = 1
 TIMEOUTS_ALLOWED = 2  # a loaded machine times out too: only the third is the model's own fault
 QUARANTINED_KEPT = 64
 JOURNAL = "journal.json"
+CARD = ".card.json"
 
 Slot = Literal["a", "b"]
 
@@ -73,6 +74,11 @@ class Model:
     sha256: str
 
 
+def card_name(sha256: str) -> str:
+    """The file name of the card of a model with this hash (hex)."""
+    return f"{sha256}{CARD}"
+
+
 class Slots:
     """Opened at start of the process, closed at its end; one owner a directory."""
 
@@ -114,6 +120,18 @@ class Slots:
     def incoming(self) -> Path:
         """Where to put a download: on the slots' own file system, beside them."""
         return self._directory / "incoming.onnx"
+
+    def card_file(self, sha256: str) -> Path:
+        """Where the model card of these bytes lies, beside the slots."""
+        return self._directory / card_name(sha256)
+
+    def _forget_cards(self) -> None:
+        """Only cards of models that the journal still names are kept."""
+        entries = (self._journal.active, self._journal.previous, self._journal.candidate)
+        kept = {card_name(entry.sha256) for entry in entries if entry is not None}
+        for file in self._directory.glob(f"*{CARD}"):
+            if file.name not in kept:
+                file.unlink(missing_ok=True)
 
     def stage(self, version: int, sha256: str) -> None:
         """Take the flushed file at `incoming()` into the free slot. Raises WrongPhase, OSError."""
@@ -216,6 +234,7 @@ class Slots:
 
     def _end(self, **changes: object) -> None:
         self._save(phase=Phase.IDLE, candidate=None, running=False, crashes=0, timeouts=0, **changes)
+        self._forget_cards()
 
     def _save(self, **changes: object) -> None:
         journal = msgspec.structs.replace(self._journal, **changes)

@@ -1,0 +1,1 @@
+"""The evidence of a task: what was measured, what was stated, and a signed bundle of both."""
