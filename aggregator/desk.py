@@ -20,7 +20,7 @@ from aggregator.offering import epoch_of
 from aggregator.post import Post
 from aggregator.releases.errors import ReleaseNotFound
 from aggregator.releases.repository import Repository
-from aggregator.rounds import Rounds
+from aggregator.round_messages import RoundMessages
 from aggregator.watch import Presence, Refusals
 from edge_sdk.protocol import codec, topics
 from edge_sdk.protocol.errors import MalformedMessage, ProtocolError, UnexpectedMessage
@@ -71,7 +71,7 @@ class Desk:
         home: Home,
         registry: Registry,
         repository: Repository | None,
-        rounds: Rounds,
+        rounds: RoundMessages,
         ingest: Ingest,
         post: Post,
         presence: Presence,

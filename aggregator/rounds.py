@@ -7,60 +7,41 @@ again each second. Refuses what the state machine, the uploads and the openings 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
 from aggregator import tasks
 from aggregator.errors import ModelRefused, TaskRefused
 from aggregator.fleet.registry import Registry
-from aggregator.grouping import Grouping, grouping_key, most_groups
 from aggregator.ingest import Ingest
 from aggregator.ledger import Ledger
+from aggregator.live_rounds import LiveRound, LiveRounds, nothing_more
 from aggregator.offering import Offering
 from aggregator.openings import Openings
 from aggregator.post import Post
 from aggregator.releasing import Releases, Verdict
+from aggregator.round_messages import RoundMessages
 from aggregator.round_terms import RoundTerms
 from aggregator.server_round import (
-    FINAL,
     TAKING,
-    Accepted,
     Action,
-    Answered,
     Declined,
     Event,
-    Granted,
     Phase,
     Prepared,
     Published,
-    Round,
     SumOpened,
     SumRefused,
     Tick,
     resume,
-    said_why,
-    step,
-    waiting_for,
 )
-from aggregator.store import audit_log
-from aggregator.store.rows import RoundRow, TaskRow
+from aggregator.store.rows import TaskRow
 from aggregator.store.store import Store
 from edge_sdk.protocol.codec import EVERYBODY
-from edge_sdk.protocol.errors import LocalProtocolError, RemoteProtocolError, UnexpectedMessage
+from edge_sdk.protocol.errors import LocalProtocolError
 from edge_sdk.protocol.messages import (
-    Ack,
-    Done,
-    Grant,
-    Hello,
     ModelHint,
-    OpeningNotice,
-    Receipt,
-    Report,
-    Share,
-    Withdraw,
 )
 
 log = logging.getLogger(__name__)
@@ -68,14 +49,8 @@ NOTICE_S: Final = 3.0
 OFFER_S: Final = 15.0
 RETRY_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 60.0
-MOST_REASONS: Final = 8  # devices choose the words
-DECLINES: Final = {"offer-refused", "training-failed", "round-failed"}  # words of the device's reports
 
 Outcome = tuple[Event, Callable[[], None]]
-
-
-def _nothing() -> None:
-    """Nothing more belongs to this change."""
 
 
 def _offered(terms: RoundTerms) -> dict[str, Any]:
@@ -102,23 +77,6 @@ def _attempt(act: Callable[[], None]) -> Exception | None:
     return None
 
 
-@dataclass(slots=True)
-class _Live:
-    """A round that is not over, and what it is owed."""
-
-    state: Round
-    terms: RoundTerms
-    grouping: Grouping
-    since: float
-    stats: dict[str, Any]
-    owed: list[Action] = field(default_factory=list)
-    retry_at: float = 0.0
-    notified_at: float = 0.0
-    offered_at: float = 0.0
-    waiting: str = ""
-    refused: dict[str, str] = field(default_factory=dict)  # device -> why it does not take part
-
-
 class Rounds:
     """All open rounds, at most one of each task."""
 
@@ -139,8 +97,12 @@ class Rounds:
         self._offering, self._releases, self._post = offering, releases, post
         self._clock, self._hook = clock, phase_hook
         self.ledger = Ledger(store.connection)
-        self._open: dict[str, _Live] = {}
         self._openings = Openings(store, ingest)
+        self._live = LiveRounds(store=store, registry=registry, releases=releases, clock=clock, phase_hook=phase_hook)
+        self._open = self._live.by_task
+        self.messages = RoundMessages(
+            self._live, store=store, ingest=ingest, ledger=self.ledger, openings=self._openings, clock=clock
+        )
 
     # -- starting and going on
 
@@ -149,46 +111,16 @@ class Rounds:
         with self._store.transaction():
             self.ledger.catch_up()
         for row in self._store.unfinished_rounds():
-            live = self._read(row)
-            self._open[row.task] = live
+            live = self._live.take_up(row)
             if live.state.phase in TAKING | {Phase.CLOSED, Phase.OPENING}:
                 self._ingest.open_round(live.terms, live.grouping, now)
             if live.state.phase is Phase.OPENING:
                 self._ingest.close_round(row.task, row.number)
-            task = self._task(row.task)
+            task = self._live.task(row.task)
             live.state, owed = resume(live.state, int(now) + self._releases.spec(task).opening_s)
             live.owed.extend(owed)
             self._store.log(now, "restored", row.task, row.number, phase=row.phase)
         self._ingest.sweep()
-
-    def _read(self, row: RoundRow) -> _Live:
-        assert row.secret is not None
-        roster = self._registry.signed_roster(row.epoch)
-        assert roster is not None
-        terms = RoundTerms.read(row.frame, row.secret, {e.device: e.sign_key for e in roster.entries})
-        spec, n_min = self._releases.spec(self._task(row.task)), terms.offer.secagg.n_min
-        wanted = min(spec.groups, most_groups(terms.profile, terms.plan))
-        grouping = Grouping(wanted, tasks.fewest_groups(spec), n_min, grouping_key(row.secret))
-        state = Round(
-            *terms.name,
-            n_min=n_min * grouping.fewest,
-            n_max=terms.offer.secagg.n_max,
-            closes_at=terms.offer.closes_at,
-            invited=frozenset(terms.roster),
-            members=terms.plan.m,
-            needed=terms.plan.answers,
-            phase=Phase(row.phase),
-            accepted=frozenset(u.device for u in self._store.uploads(*terms.name, "accepted", "summed")),
-            answered=frozenset(self._store.answers(*terms.name)),
-            opening_ends_at=row.opening_ends_at,
-            reason=row.reason,
-        )
-        return _Live(state, terms, grouping, row.phase_since, dict(row.stats))
-
-    def _task(self, name: str) -> TaskRow:
-        task = self._store.task(name)
-        assert task is not None
-        return task
 
     def tick(self, now: float, live: frozenset[str]) -> None:
         """Let time pass: retries, windows, notices, and the next round of each task that has none."""
@@ -200,31 +132,21 @@ class Rounds:
         if failed:
             raise failed[0]
 
-    def _tick(self, live: _Live, now: float, devices: frozenset[str], active: set[str]) -> None:
+    def _tick(self, live: LiveRound, now: float, devices: frozenset[str], active: set[str]) -> None:
         if live.owed:
             if now < live.retry_at:
                 return
             live.retry_at = now + RETRY_S
             self._settle(live)
         for device in live.state.invited - active - live.state.accepted - live.state.declined:
-            self._step(live, Declined(device))
-        self._step(live, Tick(int(now), devices))
+            self._live.step(live, Declined(device))
+        self._live.step(live, Tick(int(now), devices))
         self._settle(live)
         if live.state.phase in TAKING and now - live.offered_at >= OFFER_S:
             self._publish_offer(live, now)
         if live.state.phase is Phase.OPENING and now - live.notified_at >= NOTICE_S:
             self._send_notices(live, now)
-        self._say_why(live, devices)
-
-    def _say_why(self, live: _Live, devices: frozenset[str]) -> None:
-        if live.state.phase in FINAL:
-            return
-        why = waiting_for(live.state, devices)
-        if live.state.phase in TAKING and live.refused:
-            why += f"; devices that refuse: {said_why(live.stats['refused'])}"
-        if why != live.waiting:
-            live.waiting = why
-            self._store.set_round(*live.terms.name, waiting=why, stats=live.stats)
+        self._live.say_why(live, devices)
 
     def _begin(self, task: TaskRow, now: float, devices: frozenset[str]) -> None:
         spec = self._releases.spec(task)
@@ -234,7 +156,7 @@ class Rounds:
         number = self._store.last_number(task.name) + 1
         if number == 1 and self._store.value(f"first-release:{task.name}") is None:
             self._release_first(task, now)
-        taking = any(live.state.phase in TAKING for live in self._open.values())
+        taking = bool(self._live.taking())
         try:
             offer, secret, roster = self._offering.offer(task, number, now, devices, may_issue=not taking)
             self.ledger.check_budget(task.name, offer.privacy, offer.length, tasks.budget(spec))
@@ -251,11 +173,10 @@ class Rounds:
         with self._store.transaction():
             self._store.add_round(row)
             self.ledger.offered(*terms.name, offer.privacy, offer.length, offer.issued_at)
-            self._audit(now, "offer", task.name, number, **_offered(terms))
-        live = self._read(row)
-        self._open[task.name] = live
+            self._live.audit(now, "offer", task.name, number, **_offered(terms))
+        live = self._live.take_up(row)
         self._ingest.open_round(terms, live.grouping, now)
-        self._moved(live)
+        self._live.moved(live)
         self._publish_offer(live, now)
 
     def _stop_spent(self, task: TaskRow, number: int, now: float, error: TaskRefused) -> None:
@@ -263,7 +184,7 @@ class Rounds:
         why = f"{error}; {error.hint}"
         with self._store.transaction():
             self._store.set_task(task.name, status="spent", reason=why)
-            self._audit(now, "task-spent", task.name, number, reason=str(error))
+            self._live.audit(now, "task-spent", task.name, number, reason=str(error))
             self._store.log(now, "spent", task.name, number, reason=why)
         log.warning("task %s ends: %s", task.name, why)
 
@@ -277,77 +198,31 @@ class Rounds:
         with self._store.transaction():
             self._releases.record(task, 0, task.checkpoint, verdict)
             self._store.set_value(f"first-release:{task.name}", verdict.reason)
-            self._audit(now, "release", task.name, 0, **_released(task.checkpoint, verdict))
+            self._live.audit(now, "release", task.name, 0, **_released(task.checkpoint, verdict))
             self._store.log(now, "release", task.name, 0, version=verdict.version, reason=verdict.reason)
         if verdict.version is not None:
             self._post.announce(ModelHint(task.name))
 
-    def _publish_offer(self, live: _Live, now: float) -> None:
+    def _publish_offer(self, live: LiveRound, now: float) -> None:
         live.offered_at = now
         self._post.publish("offer", live.terms.frame)
 
     def republish(self, now: float) -> None:
         """After a reconnect: every open offer again. Devices know a repeat."""
-        for live in self._open.values():
-            if live.state.phase in TAKING:
-                self._publish_offer(live, now)
+        for live in self._live.taking():
+            self._publish_offer(live, now)
 
-    # -- the state machine, made durable
+    # -- what the state machine owes
 
-    def _step(self, live: _Live, event: Event, also: Callable[[], None] = _nothing) -> None:
-        state, owed = step(live.state, event)
-        if state == live.state and also is _nothing:
-            return
-        moved = state.phase is not live.state.phase
-        now = self._clock()
-        stats = self._timed(live, now) if moved else live.stats
-        with self._store.transaction():
-            also()
-            if moved or state.reason != live.state.reason:
-                self._store.set_round(
-                    *live.terms.name,
-                    phase=state.phase.value,
-                    reason=state.reason,
-                    opening_ends_at=state.opening_ends_at,
-                    phase_since=now if moved else live.since,
-                    stats=stats,
-                )
-            if moved:
-                said: dict[str, Any] = {"phase": state.phase.value, "reason": state.reason}
-                self._audit(now, "phase", *live.terms.name, devices=len(state.accepted), **said)
-        live.state, live.stats = state, stats
-        live.owed.extend(action for action in owed if action not in live.owed)
-        if moved:
-            live.since = now
-            self._moved(live)
-
-    def _timed(self, live: _Live, now: float) -> dict[str, Any]:
-        seconds = dict(live.stats.get("seconds", {}))
-        phase = live.state.phase.value
-        seconds[phase] = round(seconds.get(phase, 0.0) + now - live.since, 3)
-        return {**live.stats, "seconds": seconds, "devices": len(live.state.accepted)}
-
-    def _moved(self, live: _Live) -> None:
-        phase = live.state.phase.value
-        self._store.log(
-            self._clock(),
-            "phase",
-            *live.terms.name,
-            phase=phase,
-            devices=len(live.state.accepted),
-            reason=live.state.reason,
-        )
-        self._hook(phase)
-
-    def _settle(self, live: _Live) -> None:
+    def _settle(self, live: LiveRound) -> None:
         """Do what is owed. What raises stays owed."""
         while live.owed:
             outcome = self._perform(live, live.owed[0])
             if outcome is not None:
-                self._step(live, *outcome)
+                self._live.step(live, *outcome)
             del live.owed[0]
 
-    def _perform(self, live: _Live, action: Action) -> Outcome | None:
+    def _perform(self, live: LiveRound, action: Action) -> Outcome | None:
         if action is Action.PREPARE_OPENING:
             return self._prepare(live)
         if action is Action.OPEN_SUM:
@@ -360,44 +235,40 @@ class Rounds:
             self._finish(live)
         return None
 
-    def _prepare(self, live: _Live) -> Outcome:
+    def _prepare(self, live: LiveRound) -> Outcome:
         count = sum(self._ingest.close_round(*live.terms.name).sizes.values())
         if count != len(live.state.accepted):
             what = f"the sums hold {count} uploads, {len(live.state.accepted)} were accepted"
             raise LocalProtocolError(what, reason="count")
-        spec = self._releases.spec(self._task(live.state.task))
-        return Prepared(int(self._clock()) + spec.opening_s), _nothing
+        spec = self._releases.spec(self._live.task(live.state.task))
+        return Prepared(int(self._clock()) + spec.opening_s), nothing_more
 
-    def _open_sum(self, live: _Live) -> Outcome:
+    def _open_sum(self, live: LiveRound) -> Outcome:
         began = self._clock()
         opened, wait = self._openings.open(live.terms, live.grouping, live.state)
         if wait:
-            return SumRefused(wait), _nothing
+            return SumRefused(wait), nothing_more
         try:
-            sha256, facts = self._releases.average(self._task(live.state.task), live.terms, opened)
+            sha256, facts = self._releases.average(self._live.task(live.state.task), live.terms, opened)
         except ModelRefused as error:
-            return SumRefused(error.reason), _nothing
+            return SumRefused(error.reason), nothing_more
         self._openings.say_wrong(live.terms, opened, [group["reason"] for group in facts["groups"]], began)
         self._hook("averaging")
         live.stats = {**live.stats, **facts, "sha256": sha256}
         live.stats["seconds"] = {**live.stats["seconds"], "averaging": round(self._clock() - began, 3)}
         return SumOpened(), lambda: self._commit(live, sha256, facts["parent"])
 
-    def _commit(self, live: _Live, sha256: str, parent: str) -> None:
+    def _commit(self, live: LiveRound, sha256: str, parent: str) -> None:
         task, number = live.terms.name
         self._store.add_checkpoint(sha256, task=task, number=number, parent=parent, metrics={}, at=self._clock())
         self._store.set_task(task, checkpoint=sha256)
         self.ledger.opened(task, number, self._clock())
         spent = {name: live.stats.get(name) for name in ("devices", "unit", "epsilon", "delta", "rounds")}
-        self._audit(self._clock(), "sum-opened", task, number, sha256=sha256, parent=parent, **spent)
+        self._live.audit(self._clock(), "sum-opened", task, number, sha256=sha256, parent=parent, **spent)
 
-    def _audit(self, at: float, kind: str, task: str, number: int, **data: Any) -> None:
-        """In the transaction of what it records."""
-        audit_log.append(self._store.connection, at, kind, task, number, **data)
-
-    def _release(self, live: _Live) -> Outcome:
+    def _release(self, live: LiveRound) -> Outcome:
         name, number = live.terms.name
-        task, sha256 = self._task(name), live.stats["sha256"]
+        task, sha256 = self._live.task(name), live.stats["sha256"]
         verdict = self._releases.release(task, number, sha256, {"epsilon": live.stats["epsilon"]})
         self._hook("published")
         live.stats = {**live.stats, "metrics": verdict.metrics, "version": verdict.version}
@@ -405,17 +276,17 @@ class Rounds:
 
         def also() -> None:
             self._releases.record(task, number, sha256, verdict)
-            self._audit(self._clock(), "release", name, number, **_released(sha256, verdict))
+            self._live.audit(self._clock(), "release", name, number, **_released(sha256, verdict))
             if not verdict.usable:
                 self._store.set_task(name, checkpoint=live.stats["parent"])
 
         return Published(verdict.reason), also
 
-    def _finish(self, live: _Live) -> None:
+    def _finish(self, live: LiveRound) -> None:
         """Forget the round key and all that was sent; say when the task goes on."""
         (name, number), now = live.terms.name, self._clock()
         self._ingest.forget_round(name, number)
-        spec = self._releases.spec(self._task(name))
+        spec = self._releases.spec(self._live.task(name))
         # Only this is written: a `task stop` may have come since the row was read.
         ends = {"status": "done"} if tasks.rounds_done(self._store, spec) >= spec.rounds else {}
         pause = spec.pause_s if live.state.phase is Phase.RELEASED else self._pause(name)
@@ -424,7 +295,7 @@ class Rounds:
             self._store.set_round(name, number, secret=None, waiting="")
             self._store.set_task(name, not_before=now + pause, **ends)
             if ends:
-                self._audit(now, "task-done", name, number, rounds=spec.rounds)
+                self._live.audit(now, "task-done", name, number, rounds=spec.rounds)
             self._store.log(now, "round", name, number, phase=live.state.phase.value, **live.stats)
         self._store.truncate_log()
         del self._open[name]
@@ -441,125 +312,11 @@ class Rounds:
             aborted += 1
         return min(LONGEST_PAUSE_S, 2.0 ** (aborted - 1))
 
-    # -- messages
-
-    def _live(self, task: str, number: int, reason: str) -> _Live:
-        live = self._open.get(task)
-        if live is None or live.state.number != number:
-            raise UnexpectedMessage(f"round {number} of {task} is not open", reason=reason)
-        return live
-
-    def hello(self, device: str, hello: Hello, now: float) -> Grant | Receipt:
-        """A grant, or the receipt of an upload that has one already. Raises RemoteProtocolError, DiskFull."""
-        receipt = self._ingest.receipt_for(device, hello.upload)
-        if receipt is not None:
-            return receipt
-        live = self._live(hello.task, hello.round, "closed")
-        if hello.consent < live.terms.offer.consent:
-            asked = f"the offer asks for notice {live.terms.offer.consent}"
-            raise UnexpectedMessage(f"consent to notice {hello.consent} only; {asked}", reason="consent")
-        step(live.state, Granted(device))
-        grant = self._ingest.hello(device, hello, now)
-        self._step(live, Granted(device))
-        return grant
-
-    def done(self, device: str, done: Done, now: float) -> Ack | Receipt:
-        """The receipt, or what is still missing. Raises RemoteProtocolError "unknown-upload", DiskFull."""
-        receipt = self._ingest.receipt_for(device, done.upload)
-        if receipt is not None:
-            return receipt
-        missing = self._ingest.incomplete(device, done.upload)
-        if missing is not None:
-            return missing
-        live = self._live(*self._ingest.round_of(done.upload), "closed")
-        try:
-            verified = self._ingest.verify(done.upload)
-        except RemoteProtocolError as error:
-            self._store.count_refusals({("upload", error.reason): 1})
-            self._step(live, Declined(device))  # the receipt is final: nobody waits for this device
-            return Receipt(done.upload, False, error.reason)
-
-        def accept() -> None:
-            self._ingest.accept(done.upload, verified.shares)
-            self.ledger.accepted(device, *live.terms.name)
-            facts: dict[str, Any] = {"device": device, "upload": done.upload.hex(), "bytes": len(verified.residues)}
-            self._audit(now, "upload", *live.terms.name, **facts)
-
-        self._step(live, Accepted(device), accept)
-        self._ingest.add(done.upload, verified.residues, now)
-        self._store.log(now, "upload", *live.terms.name, device=device, devices=len(live.state.accepted))
-        live.retry_at = now  # a round that is full closes at the next tick, after this receipt
-        return Receipt(done.upload, True, "")
-
-    def withdraw(self, device: str, withdraw: Withdraw, now: float) -> None:
-        """Drop what is withdrawn and not yet in a sum; nobody waits for the device then. Raises DiskFull."""
-        dropped = self._ingest.withdraw(device, withdraw.task, withdraw.uploads, now)
-        if not dropped:
-            return
-        live = self._open.get(withdraw.task)
-        number = 0 if live is None else live.state.number
-        with self._store.transaction():
-            self._store.log(now, "withdrawn", withdraw.task, number, device=device, uploads=dropped)
-            self._audit(now, "withdrawn", withdraw.task, number, device=device, uploads=dropped)
-        if live is not None:
-            self._step(live, Declined(device))
-
-    def share(self, device: str, share: Share) -> None:
-        """A member's answer. Raises RemoteProtocolError, DiskFull."""
-        live = self._live(share.task, share.round, "not-opening")
-        if live.state.phase is not Phase.OPENING:
-            raise UnexpectedMessage(f"round {share.round} is {live.state.phase.value}", reason="not-opening")
-        if live.terms.member(device) in live.state.answered:
-            return
-        member, body = self._openings.read_answer(live.terms, live.grouping, device, share)
-        self._step(live, Answered(member), lambda: self._store.add_answer(*live.terms.name, member, body))
-        self._store.log(self._clock(), "answer", *live.terms.name, device=device, answers=len(live.state.answered))
-
-    def report(self, device: str, report: Report) -> None:
-        """A device that will not take part is not waited for, and the operator is told why it will not."""
-        live = self._open.get(report.task)
-        if live is None or live.state.number != report.round or report.event not in DECLINES:
-            return
-        if live.state.phase in TAKING and device in live.state.invited - live.state.accepted:
-            live.refused[device] = report.reason or report.event
-            counts = Counter(live.refused.values()).most_common(MOST_REASONS)
-            live.stats = {**live.stats, "refused": dict(counts)}
-        self._step(live, Declined(device))
-
-    def note(self, device: str, report: Report, now: float) -> None:
-        """Keep what a device says of itself among the events, for whoever watches."""
-        said = {"event": report.event, "reason": report.reason, "detail": report.detail}
-        self._store.log(now, "report", report.task, report.round, device=device, **said)
-
     def drop_device(self, device: str) -> None:
         """The device is revoked: what it was sending goes."""
         self._ingest.drop_device(device)
 
-    # -- what devices may ask for
-
-    def offers(self) -> list[bytes]:
-        """The frames of every round that takes uploads."""
-        return [live.terms.frame for live in self._open.values() if live.state.phase in TAKING]
-
-    def openings(self, device: str) -> list[OpeningNotice]:
-        """What the device still owes as a committee member."""
-        owing = self._owing(device)
-        return [self._openings.asked(live.terms, live.grouping).notices[member - 1] for live, member in owing]
-
-    def _owing(self, device: str) -> list[tuple[_Live, int]]:
-        opening = [live for live in self._open.values() if live.state.phase is Phase.OPENING]
-        found = [(live, live.terms.member(device)) for live in opening]
-        return [(live, member) for live, member in found if member and member not in live.state.answered]
-
-    def opening_blob(self, device: str, task: str, number: int) -> bytes | None:
-        """The opening request of this member; None for everybody else and for other rounds."""
-        live = self._open.get(task)
-        if live is None or live.state.number != number or live.state.phase is not Phase.OPENING:
-            return None
-        member = live.terms.member(device)
-        return self._openings.asked(live.terms, live.grouping).blobs[member - 1] if member else None
-
-    def _send_notices(self, live: _Live, now: float) -> None:
+    def _send_notices(self, live: LiveRound, now: float) -> None:
         live.notified_at = now
         active = {device.device for device in self._registry.active()}
         for index, device in enumerate(live.terms.offer.secagg.committee):

@@ -127,7 +127,7 @@ class Service:
             home=self.home,
             registry=self.registry,
             repository=self._repository,
-            rounds=self._rounds,
+            rounds=self._rounds.messages,
             ingest=self._ingest,
             post=self._post,
             presence=self._presence,

@@ -128,7 +128,7 @@ def test_a_hello_that_does_not_fit_the_round_is_refused_by_its_reason(sending, c
     fleet, upload = sending
     hello = msgspec.structs.replace(upload.hello, **change)
     with pytest.raises(RemoteProtocolError) as refused:
-        fleet.service._rounds.hello("device-1", hello, fleet.now)
+        fleet.service._rounds.messages.hello("device-1", hello, fleet.now)
     assert refused.value.reason == reason
 
 

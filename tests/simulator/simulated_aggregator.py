@@ -159,7 +159,7 @@ class SimulatedAggregator:
         )  # fmt: skip
         self.presence, self.refusals = Presence(self.store, self._now()), Refusals(self.store)
         self.desk = Desk(
-            fleet=FLEET, home=self._home, registry=self.registry, repository=None, rounds=self.rounds,
+            fleet=FLEET, home=self._home, registry=self.registry, repository=None, rounds=self.rounds.messages,
             ingest=self.ingest, post=self.post, presence=self.presence, refusals=self.refusals,
             comparison=Comparison(self.store, self.rounds.ledger, self.refusals),
         )  # fmt: skip

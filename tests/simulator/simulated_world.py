@@ -94,7 +94,7 @@ class World:
     def lie(self, device: int, what: int) -> None:
         """Something that the aggregator signs and must not: a second offer for a round, a request out of the air."""
         name = self.names[device % len(self.names)]
-        offers = self.aggregator.rounds.offers()
+        offers = self.aggregator.rounds.messages.offers()
         if what % 2 and offers:
             offer = codec.unpack(offers[0][68:], Offer)
             self._tell(name, msgspec.structs.replace(offer, models=(bytes([7] * 32),)), everybody=True)

@@ -94,7 +94,7 @@ def keys_on_disk(made: World, name: str) -> list[X25519PrivateKey]:
 
 def captured(made: World, member: str) -> tuple[list[tuple[bytes, bytes]], OpeningRequest]:
     """The sealed shares of the open round of TASK on their way to a member, each with its HPKE info."""
-    blob = made.aggregator.rounds.opening_blob(member, TASK, 1)
+    blob = made.aggregator.rounds.messages.opening_blob(member, TASK, 1)
     assert blob is not None
     request = codec.unpack(blob, OpeningRequest)
     index = made.names.index(member)  # six devices: all are members, by name
