@@ -76,8 +76,8 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     history = list(calls(chosen.data, chosen.label))
     # Before the first signed model is here, this list says what may be kept; then its schema does.
-    fields = tuple(f"{chosen.task}.{name}" for name in history[0][0])
-    with edge_sdk.init(home=chosen.home, fields=fields) as fl:
+    allowed = tuple(f"{chosen.task}.{name}" for name in history[0][0])
+    with edge_sdk.init(home=chosen.home, fields=allowed) as fl:
         load_history(fl, chosen.task, history)
         turn = 0
         while not stop.wait(chosen.every):
