@@ -32,6 +32,9 @@ test: lint
 bench: $(STAMP)
 	$(BIN)/python benchmarks/secure_aggregation.py --json
 	$(BIN)/python benchmarks/footprint.py --json
+	$(BIN)/python benchmarks/accounting.py --json
+	$(BIN)/python benchmarks/dp_sgd.py --json
+	$(BIN)/python benchmarks/attacks.py --quick --json
 
 clean:
 	rm -rf $(VENV) demo-report build *.egg-info

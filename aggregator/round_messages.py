@@ -16,17 +16,7 @@ from aggregator.openings import Openings
 from aggregator.server_round import TAKING, Accepted, Answered, Declined, Granted, Phase, step
 from aggregator.store.store import Store
 from edge_sdk.protocol.errors import RemoteProtocolError, UnexpectedMessage
-from edge_sdk.protocol.messages import (
-    Ack,
-    Done,
-    Grant,
-    Hello,
-    OpeningNotice,
-    Receipt,
-    Report,
-    Share,
-    Withdraw,
-)
+from edge_sdk.protocol.messages import Ack, Done, Grant, Hello, OpeningNotice, Receipt, Report, Share, Withdraw
 
 MOST_REASONS: Final = 8  # devices choose the words
 DECLINES: Final = {"offer-refused", "training-failed", "round-failed"}  # words of the device's reports

@@ -40,9 +40,7 @@ from aggregator.store.rows import TaskRow
 from aggregator.store.store import Store
 from edge_sdk.protocol.codec import EVERYBODY
 from edge_sdk.protocol.errors import LocalProtocolError
-from edge_sdk.protocol.messages import (
-    ModelHint,
-)
+from edge_sdk.protocol.messages import ModelHint
 
 log = logging.getLogger(__name__)
 NOTICE_S: Final = 3.0
