@@ -81,8 +81,8 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     known = customers(chosen.data, chosen.label)
     # Before the first signed model is here, this list says what may be kept; then its schema does.
-    fields = tuple(f"{chosen.task}.{name}" for name in known[0][0])
-    with edge_sdk.init(home=chosen.home, fields=fields) as fl:
+    allowed = tuple(f"{chosen.task}.{name}" for name in known[0][0])
+    with edge_sdk.init(home=chosen.home, fields=allowed) as fl:
         kiosk = Kiosk(fl, chosen.task, chosen.json_lines)
 
         @fl.busy
