@@ -76,6 +76,9 @@ def failures(name: str, result: Any) -> Iterator[str]:
         for row in result["members"]:
             if row["recovered"] and row["colluders"] <= row["stated_bound"]:
                 yield f"a device is opened within the stated bound: {row}"
+        for row in result["groups"]:
+            if row["outcome"] == "recovered":
+                yield f"a device is opened by lists that put it into different groups: {row}"
     if name == "inversion":
         for row in result["texts"]:
             if row["view"].startswith("an update of plain") and row["picked"] < 0.9:

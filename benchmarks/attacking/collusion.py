@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.attacking import moving_target
 from benchmarks.attacking.masked_round import MaskedRound, Share, Steps
 from edge_sdk.protocol.secagg.committee import CommitteePlan
 from edge_sdk.protocol.secagg.shamir import PRIME
@@ -170,6 +171,6 @@ def devices_in_the_list(n_min: int) -> list[Row]:
 
 def run(quick: bool) -> dict[str, list[Row]]:
     """Committees of 5, 10 and 32."""
-    size = (1, 1) if quick else (3, 4)
+    size = (1, 1) if quick else (5, 8)
     rows = [row for members in COMMITTEES for row in run_committee(members, *size, 8 if quick and members > 10 else 1)]
-    return {"members": rows, "devices": devices_in_the_list(5)}
+    return {"members": rows, "devices": devices_in_the_list(5), "groups": moving_target.run(quick)}

@@ -53,20 +53,23 @@ class MaskedRound:
         )
         self._proofs[device] = share_proofs(self.uploads[device].sealed_shares)
 
-    def answer(self, member: int, group: Sequence[int]) -> Answer:
-        """What an honest member answers for this list, having checked it (SPEC 7.5). Raises OpeningRefused."""
+    def answer(self, member: int, *groups: Sequence[int]) -> Answer:
+        """What an honest member answers for these groups, having checked them (SPEC 7.5). Raises OpeningRefused."""
         shares = [
-            SealedShare(
-                self.names[device],
-                self.uploads[device].signature,
-                bytes(self.uploads[device].sealed_shares[member]),
-                self._proofs[device][member],
-            )
-            for device in group
+            [
+                SealedShare(
+                    self.names[device],
+                    self.uploads[device].signature,
+                    bytes(self.uploads[device].sealed_shares[member]),
+                    self._proofs[device][member],
+                )
+                for device in group
+            ]
+            for group in groups
         ]
         return answer(
             profile=RING, plan=self.plan, offer_hash=self.offer_hash, member=self.names[member], index=member,
-            secret=self._epoch[member], n_min=self.n_min, roster=self._roster, groups=[shares],
+            secret=self._epoch[member], n_min=self.n_min, roster=self._roster, groups=shares,
         )  # fmt: skip
 
     def share_of(self, member: int, device: int) -> Share:

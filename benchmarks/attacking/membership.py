@@ -29,8 +29,8 @@ from edge_sdk.round_work import quantised, training_plan
 from edge_sdk.training.dp_sgd import train
 from edge_sdk.training.module import GraphModule
 
-DEVICES, HIDDEN, ROUNDS, STEPS = 4, (32,), 10, 30
-POOL = 160  # records in question; each model learns from half of them
+DEVICES, HIDDEN, ROUNDS = 4, (64,), 10
+POOL = 800  # records in question; each model learns from half of them
 EPSILONS = (None, 8.0, 2.0)
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -40,10 +40,8 @@ Row = dict[str, Any]
 def offer(epsilon: float | None, length: int) -> PrivacyTerms:
     """Plain training, or local noise on records for `epsilon` after all rounds."""
     if epsilon is None:
-        return terms("device", "local", learning_rate=1.0, steps=STEPS, clip=64.0, step=2.0**-16)
-    plain = terms(
-        "record", "local", learning_rate=0.5, steps=STEPS, sample_rate=0.5, expected_batch=POOL // 4 // DEVICES
-    )
+        return terms("device", "local", learning_rate=1.0, steps=100, clip=64.0, step=2.0**-16)
+    plain = terms("record", "local", learning_rate=1.0, steps=2, expected_batch=POOL // 2 // DEVICES)
     on = msgspec.structs.replace(plain, insecure_without_noise=False, clip=64.0, step=2.0**-12)
     return msgspec.structs.replace(on, noise_multiplier=charges.calibrate(on, length, ROUNDS, epsilon))
 
@@ -154,7 +152,14 @@ def run(quick: bool) -> dict[str, Any]:
             row: Row = {"epsilon": claimed and round(claimed, 3), "attack": attack, **judged(values, members)}
             rows.append(row | {"held_out_auc": round(float(held), 4)})
             curves[f"{epsilon}/{attack}"] = curve(values, members)
-    facts = {"source": found.source, "models": models, "records": POOL, "devices": DEVICES, "rounds": ROUNDS}
+    facts = {
+        "source": found.source,
+        "models": models,
+        "records": POOL,
+        "devices": DEVICES,
+        "rounds": ROUNDS,
+        "hidden": HIDDEN[0],
+    }
     return {"facts": facts, "rows": rows, "curves": curves}
 
 

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks.attacking import audit, bounds, collusion, inversion, membership, poisoning
+from benchmarks.attacking import audit, bounds, collusion, inversion, membership, moving_target, poisoning
 from benchmarks.attacking.sentences import ENGLISH
 from benchmarks.attacking.tables import made_up
 
@@ -131,6 +131,15 @@ def test_all_but_one_device_of_the_smallest_list_learn_the_last():
     assert [row["recovered"] for row in rows] == [0.0, 0.0, 1.0]
 
 
+@pytest.mark.xfail(strict=True, reason="members accept any grouping; remove this mark once the offer fixes the groups")
+def test_a_target_moved_between_groups_is_not_opened():
+    assert moving_target.attempt(5, 5, 0) != "recovered"
+
+
+def test_two_groups_are_too_few_to_move_a_target_between():
+    assert moving_target.attempt(5, 2, 1) == "answers"
+
+
 # -- poisoning
 
 
@@ -148,7 +157,7 @@ def test_one_loud_device_breaks_the_mean_and_not_the_median(fleet):
     assert honest > 0.75
     broken = metrics(fleet, 1, 0.125, "mean")
     assert broken["value"] < 0.5
-    assert broken["released"] >= 0.5  # the gate keeps what was there
+    assert broken["released"] > honest - 0.1  # the gate keeps what was there
     assert metrics(fleet, 1, 1 / 16, "median")["value"] > honest - 0.1
 
 
