@@ -188,6 +188,8 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--broker", choices=settings.BROKERS, default="auto")
     parser.add_argument("--seed", type=int, default=0, help="chooses whom the demo kills; noise is never seeded")
+    skip = "do not train every device alone and one centre to compare with"
+    parser.add_argument("--no-comparison", dest="comparison", action="store_false", help=skip)
 
 
 def duration(text: str) -> float:
@@ -411,6 +413,7 @@ def _demo(chosen: argparse.Namespace) -> int:
         rounds=chosen.rounds,
         broker=chosen.broker,
         seed=chosen.seed,
+        comparison=chosen.comparison,
     )
 
 

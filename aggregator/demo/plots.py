@@ -76,9 +76,10 @@ def metric_by_round(outcome: Outcome) -> str:
 def _metric(axes: Any, outcome: Outcome) -> None:
     rounds = [entry["round"] for entry in outcome.rounds_shown]
     axes.plot(rounds, [e["metric"] for e in outcome.rounds_shown], color=FLEET, marker="o", ms=4, label="the fleet")
-    axes.axhline(outcome.central, color=CENTRAL, ls="--", label="one centre with all customers, no privacy")
-    axes.axhline(outcome.local_mean, color=ALONE, ls="--", label="a device alone, no privacy (mean)")
-    axes.axhline(outcome.local_private_mean, color=ALONE, ls=":", label="a device alone, same privacy (mean)")
+    if outcome.compared:
+        axes.axhline(outcome.central, color=CENTRAL, ls="--", label="one centre with all customers, no privacy")
+        axes.axhline(outcome.local_mean, color=ALONE, ls="--", label="a device alone, no privacy (mean)")
+        axes.axhline(outcome.local_private_mean, color=ALONE, ls=":", label="a device alone, same privacy (mean)")
     axes.set(xlabel="round", ylabel=outcome.task["metric_name"].upper())
     _whole_rounds(axes, rounds)
     axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)

@@ -26,7 +26,7 @@ def write(path: Path, outcome: Outcome) -> None:
         promise=_promise(outcome),
         metric_plot=plots.metric_by_round(outcome),
         metric_words=_metric_words(outcome),
-        devices_plot=plots.device_by_device(outcome),
+        devices=_devices(outcome),
         epsilon_plot=plots.epsilon_by_round(outcome),
         upload_plot=plots.upload_bytes(outcome),
         upload_words=_upload_words(outcome),
@@ -42,11 +42,14 @@ def write(path: Path, outcome: Outcome) -> None:
 
 def _figures(outcome: Outcome) -> str:
     privacy, name = outcome.task["privacy"], outcome.task["metric_name"].upper()
-    shown = [
-        (f"{outcome.fleet_metric:.3f}", f"{name} of the fleet's model"),
+    compared = [
         (f"{outcome.local_mean:.3f}", f"{name} of a device alone, mean, no privacy"),
         (f"{outcome.local_private_mean:.3f}", f"{name} of a device alone, mean, same privacy"),
         (f"{outcome.central:.3f}", f"{name} of one centre, no privacy"),
+    ]
+    shown = [
+        (f"{outcome.fleet_metric:.3f}", f"{name} of the fleet's model"),
+        *(compared if outcome.compared else ()),
         (
             f"{privacy['epsilon']:.2f}",
             f"epsilon for each {privacy['unit']}, delta {privacy['delta']:g}, {privacy['placement']} noise",
@@ -67,11 +70,22 @@ def _promise(outcome: Outcome) -> str:
 
 
 def _metric_words(outcome: Outcome) -> str:
+    if not outcome.compared:
+        return "Nothing was trained to compare with (--no-comparison)."
     gain, gap = outcome.fleet_metric - outcome.local_mean, outcome.central - outcome.fleet_metric
     return (
         f"Pooling gains {gain:+.3f} over the mean device alone, though the fleet pays for privacy and that device does "
         f"not; with the same privacy a device alone is {outcome.fleet_metric - outcome.local_private_mean:.3f} behind. "
         f"A centre that saw every customer would be {gap:+.3f} from the fleet."
+    )
+
+
+def _devices(outcome: Outcome) -> str:
+    if not outcome.compared:
+        return ""
+    return (
+        f'{plots.device_by_device(outcome)}\n<p class="soft">In brackets: how many customers the device holds. All '
+        f"bars are measured on the same held-out customers, after as many steps as the fleet took.</p>"
     )
 
 

@@ -67,7 +67,7 @@ class Story:
         return self.fleet.folder / "held_out.jsonl"
 
 
-def run(report_folder: Path, *, devices: int, rounds: int, broker: str, seed: int) -> int:
+def run(report_folder: Path, *, devices: int, rounds: int, broker: str, seed: int, comparison: bool = True) -> int:
     """Play it; the exit code. Raises DemoFailed or ConfigError where it could not be played."""
     if not FEWEST_DEVICES <= devices <= MOST_DEVICES or rounds < 1:
         raise ConfigError("the demo wants 8 to 32 devices and at least one round", "see `aggregator demo --help`")
@@ -89,7 +89,7 @@ def run(report_folder: Path, *, devices: int, rounds: int, broker: str, seed: in
             outcome,
         )
         try:
-            for step in STEPS:
+            for step in STEPS if comparison else STEPS[:-1]:
                 step(story)
         finally:
             children.stop_all()
@@ -286,11 +286,12 @@ def _conclude(report_folder: Path, screen: Screen, outcome: Outcome) -> int:
     (report_folder / "summary.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     page = report_folder / "report.html"
     report.write(page, outcome)
-    name = figures["metric_name"].upper()
-    screen.say(
-        f"{name} on held-out customers: fleet {outcome.fleet_metric:.3f}; a device alone {outcome.local_mean:.3f} "
-        f"without privacy, {outcome.local_private_mean:.3f} with it; a centre without privacy {outcome.central:.3f}."
+    others = (
+        f"; a device alone {outcome.local_mean:.3f} without privacy, {outcome.local_private_mean:.3f} with it; "
+        f"a centre without privacy {outcome.central:.3f}"
     )
+    words = f"{figures['metric_name'].upper()} on held-out customers: fleet {outcome.fleet_metric:.3f}"
+    screen.say(f"{words}{others if outcome.compared else ''}.")
     screen.say(
         f"Upload, everything counted: {outcome.upload_ratio:.2f} of plain float32; "
         f"{outcome.upload_ratio_100k:.2f} for a model of 100,000 weights."
