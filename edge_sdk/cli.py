@@ -1,4 +1,4 @@
-"""`edge-sdk enroll | run | status | predict | training | explain | card | export | forget`: one device on the command line.
+"""`edge-sdk enroll | run | status | predict | training | explain | card | export | forget`: one device in a shell.
 
 Says what went wrong in one line and the remedy in another, and exits with 2; no traceback for what a user can put
 right. `status` and `predict` only read, so they work while `run` runs, and without any connection.

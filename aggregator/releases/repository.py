@@ -187,6 +187,12 @@ class Repository:
         target = self._load(Targets, "rounds").targets.get(release.card_path)
         return None if target is None else self._target_file(target).read_bytes()
 
+    def holds(self, release: Release) -> bool:
+        """Is the file that devices fetch the one that was signed?"""
+        target = self._load(Targets, "rounds").targets.get(release.path)
+        data = self._target_file(target).read_bytes() if target is not None else b""
+        return hashlib.sha256(data).hexdigest() == release.sha256
+
     def roles(self) -> dict[str, dict[str, Any]]:
         """Every role: ids of its keys, how many must sign, and until when its newest metadata holds (Unix seconds)."""
         root = Metadata[Root].from_bytes(self.trusted_root()).signed

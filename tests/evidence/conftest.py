@@ -1,0 +1,8 @@
+"""The small fleet of the aggregator's tests is used here too."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "aggregator"))
