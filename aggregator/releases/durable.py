@@ -12,8 +12,9 @@ from pathlib import Path
 def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write beside, flush to disk, rename over, flush the directory. Raises OSError and leaves no temporary file."""
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)  # what a crash left keeps its own mode, and somebody may have it open
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
