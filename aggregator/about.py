@@ -59,7 +59,7 @@ def in_language(text: str | Words, language: Literal["en", "zh"]) -> str:
 
 def stated(about: About) -> dict[str, Any]:
     """What was stated, as plain values for JSON, by field."""
-    plain: dict[str, Any] = msgspec.to_builtins(about)
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(about))
     return {name: value for name, value in plain.items() if not is_missing(value)}
 
 

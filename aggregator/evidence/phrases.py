@@ -8,13 +8,15 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-from aggregator.evidence.articles import ARTICLES, Article
+from aggregator.evidence import gdpr, pipl
+from aggregator.evidence.articles import Article
 
 Language = Literal["en", "zh"]
 LANGUAGES: Final[tuple[Language, ...]] = ("en", "zh")
 MISSING: Final = "\ue000"
 NOT_STATED: Final = {"en": "[not stated]", "zh": "[未说明]"}
 KEEP_YEARS: Final = 3
+ARTICLES: Final = (*gdpr.ARTICLES, *pipl.ARTICLES)
 Facts = dict[str, Any]
 
 _BASIS: Final = {
@@ -270,7 +272,8 @@ def _devices(facts: Facts, language: Language) -> str:
     return pick(
         (f"{of['active']} devices are active, {of['revoked']} revoked; certificates live"
          f" {facts['keys']['life_days']['devices']} days.",
-         f"{of['active']} 台设备有效，{of['revoked']} 台已吊销；证书有效期 {facts['keys']['life_days']['devices']} 天。"),
+         f"{of['active']} 台设备有效，{of['revoked']} 台已吊销；证书有效期"
+         f" {facts['keys']['life_days']['devices']} 天。"),
         language,
     )  # fmt: skip
 
