@@ -20,20 +20,21 @@ p{margin:.4rem 0}.soft{color:var(--soft);font-size:.9rem}
 .figures div{background:var(--tint);padding:.7rem .8rem;border-radius:.4rem}
 .figures b{display:block;font-size:1.35rem;line-height:1.2;overflow-wrap:anywhere}
 .figures span{color:var(--soft);font-size:.85rem}
-.scroll{overflow-x:auto}
+.scroll{overflow-x:auto}.scroll td{white-space:nowrap;padding-right:1.1rem}
 table{border-collapse:collapse;width:100%;font-size:.92rem;margin:.5rem 0}
 th,td{text-align:left;vertical-align:top;padding:.35rem .6rem .35rem 0;border-bottom:1px solid var(--line)}
 th{font-weight:600}thead th{color:var(--soft);font-weight:500;white-space:nowrap}
 td{font-variant-numeric:tabular-nums}
-table.pairs th{width:32%}
+table.pairs th{width:32%}table.pairs td{overflow-wrap:anywhere}
 code{font:.85em/1.4 ui-monospace,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
-svg{width:100%;height:auto;display:block;margin:.3rem 0 1rem;font:12px sans-serif}
+svg{width:100%;height:auto;display:block;margin:.3rem 0 1rem;font:13px sans-serif}
 svg text{fill:var(--soft)}.line{fill:none;stroke:var(--main);stroke-width:2.2}.dot{fill:var(--main)}
 .axis{fill:none;stroke:var(--soft)}.grid{stroke:var(--line)}.limit{stroke:var(--bad);stroke-dasharray:5 4}
 article{border:1px solid var(--line);border-radius:.4rem;padding:.8rem 1rem;margin:.8rem 0;break-inside:avoid}
 article dl{display:grid;grid-template-columns:9rem 1fr;gap:.3rem .9rem;margin:0}
 article dt{color:var(--soft);font-size:.9rem}article dd{margin:0;overflow-wrap:anywhere}
-@media(max-width:34rem){article dl{grid-template-columns:1fr}article dd{margin-bottom:.4rem}body{font-size:15px}}
+@media(max-width:34rem){article dl{grid-template-columns:1fr}article dd{margin-bottom:.4rem}
+body{font-size:15px}svg{font-size:19px}}
 @media print{body{max-width:none;padding:0;font-size:10.5pt}.figures div,.note{background:none;border:1px solid #999}
 h2{break-after:avoid}tr{break-inside:avoid}}
 """

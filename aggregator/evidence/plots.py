@@ -10,8 +10,8 @@ WIDTH: Final = 640
 HEIGHT: Final = 220
 LEFT: Final = 56
 RIGHT: Final = 14
-TOP: Final = 14
-BOTTOM: Final = 40
+TOP: Final = 22
+BOTTOM: Final = 46
 MOST_POINTS: Final = 400
 
 Point = tuple[float, float]
@@ -76,7 +76,7 @@ def _paper(frame: _Frame, shown: Sequence[Point], body: str, across: str, up: st
         ticks += f'<path class="grid" d="M{LEFT} {y:.1f} H{WIDTH - RIGHT}"/>'
         ticks += f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
     for at in sorted({shown[0][0], shown[len(shown) // 2][0], shown[-1][0]}):
-        ticks += f'<text x="{frame.x(at):.1f}" y="{floor + 16}" text-anchor="middle">{at:g}</text>'
+        ticks += f'<text x="{frame.x(at):.1f}" y="{floor + 18}" text-anchor="middle">{at:g}</text>'
     middle = (LEFT + WIDTH - RIGHT) / 2
     ticks += f'<text x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(across)}</text>'
     label = escape(f"{up}, {across}", quote=True)

@@ -5,6 +5,7 @@ Every word that comes from outside is escaped; what nobody stated is shown in re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any, Final
@@ -53,9 +54,10 @@ class _Page:
         return text.format(**values) if values else text
 
     def safe(self, text: Any) -> str:
-        """Escaped; what nobody stated in red."""
+        """Escaped; what nobody stated in red, what stands in backquotes as code."""
         missing = escape(say.NOT_STATED[self.language].strip("[]"))
-        return escape(str(text)).replace(MISSING, f'<em class="missing">{missing}</em>')
+        coded = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(str(text)))
+        return coded.replace(MISSING, f'<em class="missing">{missing}</em>')
 
     def heading(self, name: str) -> str:
         return f"<h2>{self.safe(self.word(name))}</h2>"
@@ -218,7 +220,8 @@ class _Page:
             if entry["law"] != law:
                 law = entry["law"]
                 text += f"<p><b>{self.safe(self.word(law))}</b></p>"
-            number = self.word("art", n=entry["article"])
+            listed = entry["article"].replace(", ", "、") if self.language == "zh" else entry["article"]
+            number = self.word("art", n=listed)
             rows = "".join(
                 f"<dt>{self.safe(self.word(part))}</dt><dd>{self.safe(entry[part])}</dd>"
                 for part in ("asks", "does", "remains")
