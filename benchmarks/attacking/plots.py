@@ -29,7 +29,7 @@ def draw(name: str, result: Any, folder: Path) -> Path:
     path = folder / f"attack-{name}.png"
     with mpl.rc_context(STYLE):
         figure: Figure = PICTURES[name](result)
-        figure.savefig(path, dpi=110, metadata={"Software": None})
+        figure.savefig(path, dpi=96, metadata={"Software": None})
     return path
 
 
