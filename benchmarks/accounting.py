@@ -1,9 +1,12 @@
 """Our accountant beside Opacus' and Google's on a grid, and what a charge and a calibration cost in time.
 
-    python benchmarks/accounting.py [--json]
+    python benchmarks/accounting.py [--json | --check]
 
 Without --json, a Markdown table. `pld` is dp-accounting's privacy loss distribution: numerically exact, so a bound from
 below on every Renyi figure. `shared` is subsampled Skellam noise of the same multiplier, finely quantised.
+
+--check holds a larger grid against the references as the tests do half of it. Exit code 1 where ours is less than
+Opacus', less than the larger of two that differ, or, from an epsilon of 0.3 on, more than 2 % from one of them.
 """
 
 from __future__ import annotations
@@ -45,6 +48,15 @@ GRID = (
 )
 
 
+LARGE_GRID = tuple(
+    (q, z, steps)
+    for q in (0.001, 0.01, 0.05, 0.3, 1.0)
+    for z in (0.5, 0.7, 1.0, 2.0, 5.0)
+    for steps in (1, 20, 200, 1000)
+)
+CLOSE = (0.3, accounting.WHOLE_ORDERS_ABOVE)  # epsilons between which all lie within 2 % of each other
+
+
 def opacus(q: float, z: float, steps: int) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -79,6 +91,27 @@ def row(q: float, z: float, steps: int) -> dict[str, float]:
     }
 
 
+def wrong(q: float, z: float, steps: int) -> str:
+    """What is wrong with our figure at this point of the grid; empty where nothing is."""
+    from dp_accounting import rdp
+
+    ours = accounting.epsilon(accounting.subsampled_gaussian(q, z, steps), DELTA)
+    theirs = (opacus(q, z, steps), google(q, z, steps, rdp.RdpAccountant()))
+    figures = f"q {q:g}, noise {z:g}, {steps} steps: ours {ours:.4f}, Opacus {theirs[0]:.4f}, Google {theirs[1]:.4f}"
+    differ = max(theirs) > 1.02 * min(theirs)
+    if ours < (max(theirs) if differ else theirs[0]) * (1 - 1e-6):
+        return f"{figures}: ours is too small"
+    if CLOSE[0] <= ours <= CLOSE[1] and max(ours, *theirs) > 1.02 * min(ours, *theirs):
+        return f"{figures}: more than 2 % apart"
+    return ""
+
+
+def check() -> int:
+    found = [said for said in (wrong(*point) for point in LARGE_GRID) if said]
+    print("\n".join(found) or f"{len(LARGE_GRID)} points agree")
+    return 1 if found else 0
+
+
 def milliseconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
@@ -101,15 +134,18 @@ def times() -> dict[str, float]:
     }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--check", action="store_true", help="only hold the large grid against the references")
     chosen = parser.parse_args()
     logging.disable(logging.WARNING)  # dp-accounting reports each order that it leaves out
+    if chosen.check:
+        return check()
     found: dict[str, Any] = {"delta": DELTA, "grid": [row(*point) for point in GRID], **times()}
     if chosen.json:
         print(json.dumps(found))
-        return
+        return 0
     print("| q | noise | steps | ours | Opacus | dp-accounting | exact (PLD) | shared (Skellam) |")
     print("|---|---|---|---|---|---|---|---|")
     for point in found["grid"]:
@@ -118,7 +154,8 @@ def main() -> None:
         )
         print(f"| {point['q']:g} | {point['noise_multiplier']:g} | {point['steps']} | {figures} |")
     print({name: round(value, 1) for name, value in found.items() if name.endswith("_ms")})
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
