@@ -6,6 +6,7 @@ Nothing is estimated: what the tables do not hold is None. Refuses (HomeRefused)
 from __future__ import annotations
 
 import hashlib
+import math
 import statistics
 from collections import Counter
 from collections.abc import Callable
@@ -108,16 +109,23 @@ def _consent(spec: tasks.TaskSpec, rounds: list[RoundRow]) -> Facts:
 def _privacy(store: Store, spec: tasks.TaskSpec, model: bytes) -> Facts:
     ledger, budget = Ledger(store.connection), tasks.budget(spec)
     off = spec.insecure_without_noise
-    spent = ledger.epsilon(spec.name)
+    spent = _finite(ledger.epsilon(spec.name))
     by_round = [] if off else ledger.by_round(spec.name)
     return {
         "statement": model_card.privacy(store, spec, model),
         "insecure_without_noise": off,
         "spent": None if off else spent,
         "budget": None if off else budget,
-        "left": None if off or budget is None else max(0.0, budget - spent),
-        "by_round": [{"round": number, "opened_at": int(at), "epsilon": total} for number, at, total in by_round],
+        "left": None if off or budget is None or spent is None else max(0.0, budget - spent),
+        "by_round": [
+            {"round": number, "opened_at": int(at), "epsilon": _finite(total)} for number, at, total in by_round
+        ],
     }
+
+
+def _finite(epsilon: float | None) -> float | None:
+    """JSON knows no infinity: an epsilon without bound is no figure at all."""
+    return epsilon if epsilon is not None and math.isfinite(epsilon) else None
 
 
 def _devices(source: Source, spec: tasks.TaskSpec, rounds: list[RoundRow], now: float) -> Facts:
@@ -153,8 +161,8 @@ def _device_ledgers(store: Store, spec: tasks.TaskSpec, rounds: list[RoundRow]) 
     differences = [alarm for alarm in ledger.alarms() if alarm.task == spec.name]
     return {
         "devices_charged": len(epsilons),
-        "largest": max(epsilons, default=None),
-        "median": statistics.median(epsilons) if epsilons else None,
+        "largest": _finite(max(epsilons, default=None)),
+        "median": _finite(statistics.median(epsilons) if epsilons else None),
         "at_limit": at_limit,
         "differences_standing": sum(alarm.standing for alarm in differences),
         "differences_ever": len(differences),

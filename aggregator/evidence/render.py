@@ -117,7 +117,7 @@ class _Page:
         said = of["statement"]
         listed = said.get("assumptions_zh" if self.language == "zh" else "assumptions", [])
         assumptions = "".join(f"<li>{self.safe(line)}</li>" for line in listed)
-        points = [(entry["round"], entry["epsilon"]) for entry in of["by_round"]]
+        points = [(entry["round"], entry["epsilon"]) for entry in of["by_round"] if entry["epsilon"] is not None]
         plot = plots.spent(points, of["budget"], (self.word("round"), "ε", self.word("budget")))
         text = "".join(self._paragraph(self.said[name]) for name in ("privacy", "budget", "device_ledger"))
         because = f"<p>{self.safe(self.word('assumptions'))}</p><ul>{assumptions}</ul>" if listed else ""
