@@ -110,7 +110,8 @@ def plain(model: Model, steps: int, stamp: Stamp) -> None:
     for _ in range(steps):
         features, labels = data.take(rng.integers(0, EXAMPLES, BATCH))
         optimizer.zero_grad()
-        (loss_sum(module.loss_name, module(features), labels) / BATCH).backward()
+        loss = loss_sum(module.loss_name, module(features), labels) / BATCH
+        loss.backward()  # type: ignore[no-untyped-call] # torch has no annotation here
         optimizer.step()
         stamp()
 
@@ -152,7 +153,8 @@ def opacus_hooks(model: Model, steps: int, stamp: Stamp) -> None:
     while done < steps:
         for x, y in batches:
             optimizer.zero_grad()
-            (loss_sum(module.loss_name, private({"features": x}), y) / max(1, len(y))).backward()
+            loss = loss_sum(module.loss_name, private({"features": x}), y) / max(1, len(y))
+            loss.backward()  # type: ignore[no-untyped-call] # torch has no annotation here
             optimizer.step()
             stamp()
             done += 1
