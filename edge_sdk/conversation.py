@@ -293,7 +293,7 @@ class Conversation:
         self._rotation.heard(state.epoch)
         self._saw_time(state.time, clock)
         if state.log is not None:
-            self._shown_log(state.log)
+            self._shown_log(state.log, clock, state.time)
         topic = topics.to_all(self._me.fleet, Offer.topic)
         for frame in state.offers:
             # The frames inside are signed on their own, to everybody.
@@ -301,10 +301,10 @@ class Conversation:
         for notice in state.openings:
             self._opening_asked(notice, tick)
 
-    def _shown_log(self, head: LogHead) -> None:
+    def _shown_log(self, head: LogHead, clock: float, stated: int) -> None:
         """Keep the head of the aggregator's log, and raise the alarm where it contradicts one that was shown before."""
         try:
-            why = self._witness.shown(head, self._journal)
+            why = self._witness.shown(head, self._journal, now=self.now(clock), stated=stated)
         except WrongSignature as error:
             self.refuse("log-signature", f"the head of the aggregator's log: {error}")
             return
@@ -425,7 +425,7 @@ class Conversation:
     def _rotate(self, tick: float, clock: float) -> None:
         """A disk that takes no key must not keep the rest of the turn from its time; it is tried again."""
         try:
-            told = self._rotation.turn(self.now(clock), tick)
+            told = self._rotation.turn(self.now(clock), tick, int(clock))
         except (OSError, sqlite3.Error) as error:
             self.refuse(getattr(error, "reason", "disk"), f"the epoch key could not be changed now: {error}")
             return

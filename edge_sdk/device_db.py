@@ -47,6 +47,15 @@ MIGRATIONS: Final = (
         size INTEGER NOT NULL, head BLOB NOT NULL, time INTEGER NOT NULL, signature BLOB NOT NULL,
         conflict INTEGER NOT NULL, PRIMARY KEY (size, head));
     """,
+    """
+    CREATE TABLE seen_heads_of_all_hours (
+        size INTEGER NOT NULL, head BLOB NOT NULL, time INTEGER NOT NULL, signature BLOB NOT NULL,
+        conflict INTEGER NOT NULL, seen_at INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (size, head, conflict));
+    INSERT INTO seen_heads_of_all_hours SELECT *, time FROM seen_heads ORDER BY rowid;
+    DROP TABLE seen_heads;
+    ALTER TABLE seen_heads_of_all_hours RENAME TO seen_heads;
+    ALTER TABLE epoch_keys ADD COLUMN clock_at INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 TIME_FLOOR: Final = "time-floor"  # it is at least as late as this

@@ -101,12 +101,13 @@ def _epoch_key(path: Path, now: float) -> dict[str, Any]:
     """Number of the current key (1: the enrolled one), its age, and whether a next and an older one are there."""
     from edge_sdk.device_db import TIME_FLOOR
 
-    keys = {state: row for state, *row in _rows(path, "SELECT state, number, made_at FROM epoch_keys")}
+    keys = {state: row for state, *row in _rows(path, "SELECT state, number, made_at, clock_at FROM epoch_keys")}
     if "current" not in keys:
         return {}
-    number, made_at = keys["current"]
+    number, made_at, clock_at = keys["current"]
     floor = _rows(path, f"SELECT value FROM facts WHERE name = '{TIME_FLOOR}'")
-    age_s = max(0, int(now) - made_at, *(row[0] - made_at for row in floor))
+    by_clock = int(now) - clock_at if clock_at else 0  # a signed time that was ahead hides nothing from this one
+    age_s = max(0, by_clock, int(now) - made_at, *(row[0] - made_at for row in floor))
     return {"number": number, "age_s": age_s, "next_sent": "next" in keys, "older_kept": "older" in keys}
 
 

@@ -7,6 +7,7 @@ clock. Refuses nothing; where the disk takes no entry, what it records is undone
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import sqlite3
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 from edge_sdk.device_db import transaction
 from edge_sdk.protocol import codec, hashlog
+from edge_sdk.protocol.errors import MalformedMessage, WrongSignature
 from edge_sdk.protocol.hashlog import Checked, Evidence, Finding, Row, Value
 from edge_sdk.protocol.messages import LogHead
 
@@ -25,8 +27,9 @@ SIGN_S: Final = 60
 MOST_ENTRIES: Final = 20_000
 LEFT_ENTRIES: Final = 10_000
 HOUR_S: Final = 3600
-MOST_SEEN: Final = 2000  # of the aggregator's heads, one an hour
-MOST_CONFLICTS: Final = 64
+DAY_S: Final = 86_400
+MOST_SEEN: Final = 4000  # of the aggregator's heads, two an hour, then evenly over all the time, the oldest for ever
+MOST_CONFLICTS: Final = 64  # the first ones
 
 log = logging.getLogger("edge_sdk")
 
@@ -82,9 +85,11 @@ class JournalSigner:
         self._signed: int = row[0] if known else 0
         self._signed_at: int = row[1] if known else 0
         self._file_is_proof = False
+        self._keys = _keys_beside(self._file)
 
     def begin(self, now: int) -> None:
         """The device starts. A key that is new here is named in the journal and signs at once."""
+        self._keys = [*dict.fromkeys([*(self._keys or self._keys_of_before()), self._key])]
         if not self._signed:
             who: dict[str, Value] = {"key": self._key.hex(), "device": self._device, "fleet": self._fleet}
             self._journal.note(hashlog.IDENTITY, **who)
@@ -94,16 +99,30 @@ class JournalSigner:
             self._journal.note("alarm", reason="journal-lost")
         self.turn(now, all_of_it=not self._signed)
 
-    def _holds_beside(self) -> bool:
-        """Does the journal go through the head that lies beside the database? Entries let go of count as held."""
+    def _keys_of_before(self) -> list[bytes]:
+        """Of a file that an older version left: the key of the table that signed what lies in it."""
+        found = self._db.execute("SELECT DISTINCT key FROM journal_heads")
+        keys = [bytes(key) for (key,) in found]
+        return [
+            key for key in keys if any(self._signed_by(key, proof.head) for proof in _beside_or_nothing(self._file))
+        ]
+
+    def _signed_by(self, key: bytes, head: LogHead) -> bool:
         try:
-            heads = [proof.head for proof in _beside(self._file)]
-        except (OSError, ValueError, KeyError, TypeError):
-            return True  # no head of ours, so no proof of anything
+            hashlog.verify_head(head, key, fleet=self._fleet, who=self._device)
+        except WrongSignature:
+            return False
+        return True
+
+    def _holds_beside(self) -> bool:
+        """Does the journal go through the head that lies beside the database?
+
+        Entries are let go of only `LEFT_ENTRIES` below that head (`_prune`): nothing nearer to it may be missing.
+        """
         (first,) = self._db.execute("SELECT coalesce(min(n), 1) FROM journal").fetchone()
-        for head in heads:
+        for head in (proof.head for proof in _beside_or_nothing(self._file)):
             row = self._db.execute("SELECT head FROM journal WHERE n = ?", (head.size,)).fetchone()
-            if head.size >= first and (row is None or row[0] != head.head):
+            if row is None or row[0] != head.head or 1 < first > head.size - LEFT_ENTRIES + 1:
                 return False
         return True
 
@@ -117,15 +136,16 @@ class JournalSigner:
         values = (head.size, head.head, head.time, head.signature, self._key)
         with transaction(self._db):
             self._db.execute("INSERT OR REPLACE INTO journal_heads VALUES (?, ?, ?, ?, ?)", values)
-            self._prune(head.size)
         self._signed, self._signed_at = head.size, now
-        if self._file_is_proof:
-            return
-        partial = self._file.with_suffix(".part")
-        partial.write_text(heads_json([(head, "")]))
-        partial.replace(self._file)
+        if not self._file_is_proof:
+            partial = self._file.with_suffix(".part")
+            partial.write_text(heads_json([(head, "")], self._keys))
+            partial.replace(self._file)
+        with transaction(self._db):
+            self._prune(head.size)
 
     def _prune(self, size: int) -> None:
+        """After the newest head lies beside the database, which is how far above what goes `_holds_beside` expects."""
         (first,) = self._db.execute("SELECT coalesce(min(n), 1) FROM journal").fetchone()
         if size - first < MOST_ENTRIES:
             return
@@ -136,47 +156,63 @@ class JournalSigner:
 
 
 class Witness:
-    """The heads of the aggregator's log that this device was shown: the newest, one an hour, each contradiction."""
+    """The heads of the aggregator's log that this device was shown: two an hour, each contradiction, bounded.
+
+    What hour it is the device says, never the head: its signer could choose which one gives way to it.
+    """
 
     def __init__(self, connection: sqlite3.Connection, key: bytes, fleet: str) -> None:
         """`key`: the aggregator's Ed25519 public key, from the trust bundle."""
         self._db, self._key, self._fleet = connection, key, fleet
         columns = "SELECT size, head, time, signature FROM seen_heads"
-        row = connection.execute(f"{columns} WHERE conflict = 0 ORDER BY size DESC LIMIT 1").fetchone()
+        row = connection.execute(f"{columns} WHERE conflict = 0 ORDER BY size DESC, rowid DESC LIMIT 1").fetchone()
         self.newest = LogHead(*row) if row else None
 
-    def shown(self, head: LogHead, journal: Journal | None) -> str:
+    def shown(self, head: LogHead, journal: Journal | None, *, now: int, stated: int) -> str:
         """Keep a head; "" or why it contradicts what was shown before, which goes into the journal once for each head.
 
-        Raises WrongSignature where the aggregator did not sign it, DiskFull.
+        `now`: the device's verified time, seconds since 1970; `stated`: that of the State with the head. Raises
+        WrongSignature where the aggregator did not sign it, DiskFull.
         """
         if head == self.newest:
             return ""
         hashlog.verify_head(head, self._key, fleet=self._fleet, who=codec.AGGREGATOR)
         why = hashlog.conflict(self.newest, head) if self.newest is not None else ""
+        if not why and head.time > max(now, stated) + DAY_S:
+            why = f"a head of {head.size} entries is dated {head.time - stated} s after the State that shows it"
         with transaction(self._db):
-            new = self._keep(head, conflict=bool(why))
+            new = self._keep(head, now, conflict=bool(why))
             if why and new and journal is not None:
                 journal.note("alarm", reason="log-conflict", size=head.size, head=head.head.hex())
         if not why:
             self.newest = head
         return why
 
-    def _keep(self, head: LogHead, *, conflict: bool) -> bool:
-        values = (head.size, head.head, head.time, head.signature, conflict)
-        new = self._db.execute("INSERT OR IGNORE INTO seen_heads VALUES (?, ?, ?, ?, ?)", values).rowcount > 0
-        limit = MOST_CONFLICTS if conflict else MOST_SEEN
+    def _keep(self, head: LogHead, now: int, *, conflict: bool) -> bool:
+        (held,) = self._db.execute("SELECT count(*) FROM seen_heads WHERE conflict = ?", (conflict,)).fetchone()
+        if conflict and held >= MOST_CONFLICTS:
+            return False  # the first ones prove as much, and nobody fills the journal with more
+        values = (head.size, head.head, head.time, head.signature, conflict, now)
+        new = self._db.execute("INSERT OR IGNORE INTO seen_heads VALUES (?, ?, ?, ?, ?, ?)", values).rowcount > 0
         if not conflict:
-            hour = head.time // HOUR_S
-            self._db.execute(
-                "DELETE FROM seen_heads WHERE conflict = 0 AND size < ? AND time / ? = ?", (head.size, HOUR_S, hour)
-            )
-        self._db.execute(
-            "DELETE FROM seen_heads WHERE conflict = ? AND rowid NOT IN"
-            " (SELECT rowid FROM seen_heads WHERE conflict = ? ORDER BY rowid DESC LIMIT ?)",
-            (conflict, conflict, limit),
-        )
+            self._thin(now // HOUR_S, held + new > MOST_SEEN)
         return new
+
+    def _thin(self, hour: int, too_many: bool) -> None:
+        """Of this hour the first and the last stay; where there are too many, one goes that others lie close to."""
+        kept = f"FROM seen_heads WHERE conflict = 0 AND seen_at / {HOUR_S} = ?"
+        ends = "SELECT min(rowid) FROM hours UNION SELECT max(rowid) FROM hours"
+        self._db.execute(
+            f"WITH hours AS (SELECT rowid {kept})"
+            f" DELETE FROM seen_heads WHERE rowid IN hours AND rowid NOT IN ({ends})",
+            (hour,),
+        )
+        if too_many:
+            self._db.execute(
+                "DELETE FROM seen_heads WHERE rowid = (SELECT id FROM (SELECT rowid AS id, lead(seen_at) OVER shown"
+                " - lag(seen_at) OVER shown AS gap FROM seen_heads WHERE conflict = 0 WINDOW shown AS (ORDER BY rowid))"
+                " WHERE gap IS NOT NULL ORDER BY gap, id LIMIT 1)"
+            )
 
 
 def seen_heads(connection: sqlite3.Connection) -> list[tuple[LogHead, bool]]:
@@ -195,9 +231,10 @@ def named_device(connection: sqlite3.Connection) -> str:
     """The device that the newest `identity` entry names, "" where there is none."""
     query = "SELECT CAST(entry AS BLOB) FROM journal WHERE instr(entry, CAST(? AS BLOB)) ORDER BY n DESC"
     for (entry,) in connection.execute(query, (hashlog.IDENTITY,)):
-        read = hashlog.read(entry)
-        if read.kind == hashlog.IDENTITY:
-            return str(read.data.get("device", ""))
+        with contextlib.suppress(MalformedMessage):  # somebody changed it: `check` says so
+            read = hashlog.read(entry)
+            if read.kind == hashlog.IDENTITY:
+                return str(read.data.get("device", ""))
     return ""
 
 
@@ -212,7 +249,15 @@ def check(connection: sqlite3.Connection, home: Path, *, fleet: str, device: str
         start, first_key = (signed[0][0], signed[0][1]), signed[0][4]
     about = {"key": first_key, "fleet": fleet, "who": device}
     checked = hashlog.check(kept, evidence, start=start, follow_identity=True, **about)  # type: ignore[arg-type] # by name
-    wrong = _wrong_identity(kept, checked, first_key, key)
+    wrong = [*_wrong_identity(kept, checked, first_key, key)]
+    if start[0] and checked.size - start[0] < LEFT_ENTRIES and not checked.findings:
+        said = f"entries up to {start[0]} are missing, though no more than {checked.size - start[0]} follow"
+        wrong.append(Finding(start[0], "removed", said))
+    if first_key != key and first_key not in _keys_beside(home / HEAD_FILE):
+        said = (
+            f"older entries went up to a head that is signed by a key which {HEAD_FILE} does not name as this device's"
+        )
+        wrong.append(Finding(start[0] + 1, "signature", said))
     return checked._replace(findings=(*checked.findings, *wrong))
 
 
@@ -220,10 +265,10 @@ def _wrong_identity(kept: Iterable[Row], checked: Checked, first_key: bytes, key
     """The key that the journal names last must be this device's own, and must have signed since."""
     named, since = first_key, 0
     for row in kept:
-        if hashlog.IDENTITY.encode() in row.entry and row.n <= checked.size:
+        if hashlog.IDENTITY.encode() in row.entry and 0 < row.n <= checked.size:
             entry = hashlog.read(row.entry)
             if entry.kind == hashlog.IDENTITY:
-                named, since = bytes.fromhex(str(entry.data.get("key", ""))), row.n
+                named, since = hashlog.identity_key(entry) or b"", row.n
     if named != key:
         yield Finding(since or 1, "signature", "the journal was signed by another key than this device's")
     elif checked.signed < since and not checked.findings:
@@ -244,8 +289,26 @@ def _beside(path: Path) -> list[Evidence]:
     ]
 
 
-def heads_json(heads: Iterable[tuple[LogHead, str]]) -> str:
-    """Signed heads, each with where it is from, as `aggregator audit verify --witness` reads them."""
+def _beside_or_nothing(path: Path) -> list[Evidence]:
+    try:
+        return _beside(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # no head of ours, so no proof of anything
+
+
+def _keys_beside(path: Path) -> list[bytes]:
+    """Every key that this device ever signed its journal with, as the file beside the database says."""
+    try:
+        return [bytes.fromhex(key) for key in json.loads(path.read_text()).get("keys", [])]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return []
+
+
+def heads_json(heads: Iterable[tuple[LogHead, str]], keys: Iterable[bytes] = ()) -> str:
+    """Signed heads, each with where it is from, as `aggregator audit verify --witness` reads them.
+
+    `keys`: for the file beside a journal, those that its device signed it with.
+    """
     said: list[dict[str, Any]] = [
         {
             "size": head.size,
@@ -256,4 +319,5 @@ def heads_json(heads: Iterable[tuple[LogHead, str]]) -> str:
         }
         for head, source in heads
     ]
-    return json.dumps({"heads": said}) + "\n"
+    named = {"keys": [key.hex() for key in keys]}
+    return json.dumps({"heads": said, **(named if named["keys"] else {})}) + "\n"

@@ -20,6 +20,7 @@ from edge_sdk.protocol.messages import Count, LogHead, Round, Second, Word
 
 START: Final = bytes(32)  # the head of a log without entries
 MAX_ENTRY_BYTES: Final = 4096
+KEY_BYTES: Final = 32
 MAX_WORD: Final = 300
 MAX_LISTED: Final = 32
 IDENTITY: Final = "identity"  # the entry that names the key of every later head of a device's journal
@@ -120,6 +121,15 @@ def verify_head(head: LogHead, key: bytes, *, fleet: str, who: str) -> None:
     codec.verify(key, head.signature, _signed_bytes(fleet, who, head.size, head.head, head.time))
 
 
+def identity_key(entry: Entry) -> bytes | None:
+    """The 32-byte key that an `identity` entry names; None where it names none."""
+    try:
+        key = bytes.fromhex(str(entry.data.get("key", "")))
+    except ValueError:
+        return None
+    return key if len(key) == KEY_BYTES else None
+
+
 def conflict(kept: LogHead, shown: LogHead) -> str:
     """Why a head that is shown cannot follow the one that is kept: "" where it may.
 
@@ -129,6 +139,8 @@ def conflict(kept: LogHead, shown: LogHead) -> str:
         return f"the log had {kept.size} entries, now {shown.size} are shown"
     if shown.size == kept.size and shown.head != kept.head:
         return f"two different logs of {kept.size} entries are shown"
+    if shown.time < kept.time:
+        return f"a head of {shown.size} entries is dated {kept.time - shown.time} s before one that was shown earlier"
     return ""
 
 
@@ -155,11 +167,14 @@ class _Walk:
         head = chained(self.head, row.entry)
         if head != row.head:
             return Finding(expected, "changed", f"entry {expected} or its head was changed")
+        named = identity_key(entry) if self._follow and entry.kind == IDENTITY else b""
+        if named is None:
+            return Finding(expected, "signature", f"entry {expected} names no key that could sign what follows")
         self.size, self.head = expected, head
         if expected in self._wanted:
             self.heads[expected] = head
-        if self._follow and entry.kind == IDENTITY:
-            self.keys.append((expected, bytes.fromhex(str(entry.data.get("key", "")))))
+        if named:
+            self.keys.append((expected, named))
         return None
 
     def key(self, size: int) -> bytes:

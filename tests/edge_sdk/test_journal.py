@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from edge_sdk.identity.trust import save_bundle
 from edge_sdk.journal import HEAD_FILE, Journal, JournalSigner, Witness
 from edge_sdk.protocol import hashlog
 from edge_sdk.protocol.errors import WrongSignature
+from edge_sdk.protocol.messages import LogHead
 from edge_sdk.testing import FakeAggregator
 
 FLEET, DEVICE, NOW = "f0", "kiosk-7", 1_800_000_000
@@ -167,29 +169,151 @@ def signed(size: int, fill: int, time: int = NOW, key: Ed25519PrivateKey = KEY):
     return hashlog.sign_head((size, bytes([fill]) * 32), key, fleet=FLEET, who="aggregator", time=time)
 
 
-def test_a_witness_keeps_the_newest_head_and_every_contradiction(tmp_path):
-    db = open_device_db(tmp_path / "device.db")
-    note = Journal(db, lambda: NOW)
-    witness = Witness(db, KEY.public_key().public_bytes_raw(), FLEET)
-    assert witness.shown(signed(5, 1), note) == ""
-    assert witness.shown(signed(9, 2), note) == ""
-    assert "9 entries, now 5" in witness.shown(signed(5, 1, NOW + 1), note)
-    assert "two different" in witness.shown(signed(9, 3), note)
-    assert "two different" in witness.shown(signed(9, 3), note), "each time it is shown"
+class Witnessing:
+    """A device's witness, whose hour is its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.db = open_device_db(home / "device.db")
+        self.journal = Journal(self.db, lambda: NOW)
+        self.start()
+
+    def start(self) -> None:
+        self.witness = Witness(self.db, KEY.public_key().public_bytes_raw(), FLEET)
+
+    def shown(self, head: LogHead, now: int = NOW, stated: int = NOW) -> str:
+        return self.witness.shown(head, self.journal, now=now, stated=stated)
+
+    def kept(self, conflict: bool = False) -> list[LogHead]:
+        return [head for head, against in journal.seen_heads(self.db) if against is conflict]
+
+
+@pytest.fixture
+def seer(tmp_path: Path) -> Witnessing:
+    return Witnessing(tmp_path)
+
+
+def test_a_witness_keeps_the_newest_head_and_every_contradiction(seer):
+    assert seer.shown(signed(5, 1)) == ""
+    assert seer.shown(signed(9, 2)) == ""
+    assert "9 entries, now 5" in seer.shown(signed(5, 1, NOW + 1))
+    assert "two different" in seer.shown(signed(9, 3))
+    assert "two different" in seer.shown(signed(9, 3)), "each time it is shown"
     with pytest.raises(WrongSignature):
-        witness.shown(signed(12, 4, key=Ed25519PrivateKey.generate()), note)
-    again = Witness(db, KEY.public_key().public_bytes_raw(), FLEET)
-    assert again.newest == signed(9, 2), "it survives a restart"
-    assert [hashlog.read(row.entry).kind for row in journal.rows(db)] == ["alarm", "alarm"], "once for each head"
-    assert (signed(9, 3), True) in journal.seen_heads(db)
+        seer.shown(signed(12, 4, key=Ed25519PrivateKey.generate()))
+    seer.start()
+    assert seer.witness.newest == signed(9, 2), "it survives a restart"
+    assert [hashlog.read(row.entry).kind for row in journal.rows(seer.db)] == ["alarm", "alarm"], "once for each head"
+    assert (signed(9, 3), True) in journal.seen_heads(seer.db)
 
 
-def test_a_witness_keeps_one_head_an_hour(tmp_path):
-    db = open_device_db(tmp_path / "device.db")
-    witness = Witness(db, KEY.public_key().public_bytes_raw(), FLEET)
+def test_a_witness_keeps_the_first_and_the_last_head_of_an_hour(seer):
     for minute in range(180):
-        assert witness.shown(signed(minute + 1, 1, NOW + 60 * minute), None) == ""
-    assert [head.size for head, _ in journal.seen_heads(db)] == [60, 120, 180]
+        assert seer.shown(signed(minute + 1, 1, NOW + 60 * minute), NOW + 60 * minute) == ""
+    assert [head.size for head in seer.kept()] == [1, 60, 61, 120, 121, 180]
+
+
+def test_no_date_that_the_aggregator_gives_a_head_makes_a_witness_drop_another(seer):
+    honest = signed(3, 1)
+    assert seer.shown(honest) == ""
+    assert "dated 60 s before" in seer.shown(signed(4, 2, NOW - 60), NOW + 2 * 86_400)
+    assert seer.shown(signed(5, 3, NOW), NOW + 2 * 86_400) == "", "the hour of the first, two days later"
+    assert "after the State" in seer.shown(signed(6, 4, NOW + 9 * 86_400), NOW + 2 * 86_400)
+    assert seer.kept() == [honest, signed(5, 3)]
+    assert len(seer.kept(conflict=True)) == 2
+
+
+def test_a_device_whose_clock_stands_still_alarms_for_no_honest_head(seer):
+    for day in range(30):
+        assert seer.shown(signed(day + 1, 1, NOW + day * 86_400), NOW, NOW + day * 86_400) == ""
+
+
+def test_a_flood_of_heads_drops_neither_the_oldest_nor_the_newest_and_spares_some_of_every_time(seer, monkeypatch):
+    monkeypatch.setattr(journal, "MOST_SEEN", 40)
+    for hour in range(400):
+        seer.shown(signed(hour + 1, 1, NOW + 3600 * hour), NOW + 3600 * hour, NOW + 3600 * hour)
+    sizes = [head.size for head in seer.kept()]
+    assert (sizes[0], sizes[-1]) == (1, 400)
+    assert len(sizes) <= 40
+    assert max(later - earlier for earlier, later in pairwise(sizes)) <= 40
+
+
+def test_a_flood_of_contradictions_drops_the_first_proof_as_little_and_fills_no_journal(seer):
+    seer.db.execute("PRAGMA synchronous = OFF")
+    seer.shown(signed(9, 0))
+    for fill in range(200):
+        assert seer.shown(signed(8, fill))
+    assert seer.kept(conflict=True) == [signed(8, fill) for fill in range(journal.MOST_CONFLICTS)]
+    assert len(journal.rows(seer.db)) == journal.MOST_CONFLICTS
+
+
+def forge(book: Book, base: int, fill: bytes = bytes(32)) -> None:
+    """A journal of one invented entry, which begins after a head that the forger signs."""
+    evil = Ed25519PrivateKey.generate()
+    head = hashlog.sign_head((base, fill), evil, fleet=FLEET, who=DEVICE, time=NOW)
+    row = hashlog.following((base, fill), at=NOW, kind="upload", task=TASK, number=1, data={"epsilon_after": 0.1})
+    with transaction(book.db):
+        book.db.execute("DELETE FROM journal")
+        book.db.execute("DELETE FROM journal_heads")
+        book.db.execute("INSERT INTO journal VALUES (?, ?, ?)", row)
+        values = (head.size, head.head, head.time, head.signature, evil.public_key().public_bytes_raw())
+        book.db.execute("INSERT INTO journal_heads VALUES (?, ?, ?, ?, ?)", values)
+
+
+def test_a_journal_that_the_database_alone_makes_up_is_not_signed_away(book):
+    proof = (book.home / HEAD_FILE).read_text()
+    forge(book, 1_000_000)
+    assert book.findings() != []
+    later = Book(book.home)
+    later.signer.begin(NOW + 9)
+    assert later.findings() != []
+    assert (later.home / HEAD_FILE).read_text() == proof
+    assert [entry.data["reason"] for entry in later.entries() if entry.kind == "alarm"] == ["journal-lost"]
+    (later.home / HEAD_FILE).unlink()
+    assert "signature" in [reason for _, reason in later.findings()], "its first key was never this device's"
+
+
+def test_nothing_is_taken_from_the_front_but_what_the_bound_lets_go(book):
+    book.write(3)
+    book.signer.turn(NOW + 2, all_of_it=True)
+    book.db.execute("DELETE FROM journal WHERE n <= 71")
+    book.db.execute("DELETE FROM journal_heads WHERE size < 71")
+    assert book.findings() == [(71, "removed")]
+    later = Book(book.home)
+    later.signer.begin(NOW + 9)
+    assert "journal-lost" in [entry.data.get("reason") for entry in later.entries()]
+
+
+def test_a_first_entry_that_was_written_anew_is_found_when_the_device_starts(tmp_path):
+    made = Book(tmp_path)
+    made.signer.begin(NOW)
+    row = hashlog.following((0, hashlog.START), at=NOW, kind="installed", task="", number=0, data={})
+    made.db.execute("UPDATE journal SET entry = ?, head = ?", (row.entry, row.head))
+    later = Book(tmp_path)
+    later.signer.begin(NOW + 9)
+    assert [entry.kind for entry in later.entries()] == ["installed", "alarm"]
+
+
+def test_older_entries_may_end_under_a_key_that_the_device_had_before(book, monkeypatch):
+    monkeypatch.setattr(journal, "MOST_ENTRIES", 200)
+    monkeypatch.setattr(journal, "LEFT_ENTRIES", 100)
+    book.write(150)
+    book.signer.turn(NOW + 2)
+    later = Book(book.home, Ed25519PrivateKey.generate())
+    later.signer.begin(NOW + 3)
+    later.write(60)
+    later.signer.turn(NOW + 90)
+    assert journal.rows(later.db)[0].n > 1
+    assert later.findings() == []
+    again = Book(later.home, later.key)
+    again.signer.begin(NOW + 99)
+    assert again.findings() == []
+    assert "alarm" not in [entry.kind for entry in again.entries()]
+
+
+@pytest.mark.parametrize("named", ["zz", "00", ""])
+def test_an_identity_that_names_no_key_is_a_finding(book, named):
+    book.journal.note("identity", key=named, device=DEVICE, fleet=FLEET)
+    assert (72, "signature") in book.findings()
 
 
 def test_the_command_line_verifies_shows_and_exports(tmp_path, capsys):

@@ -13,7 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from fleet_of_eight import FLEET, NOW, TASK, FleetOfEight
 
-from edge_sdk.device_db import open_device_db, raise_fact
+from edge_sdk.config import Config
+from edge_sdk.device_db import TIME_FLOOR, open_device_db, raise_fact
+from edge_sdk.device_status import read_status
 from edge_sdk.held_offers import OPENING_S, HeldOffers
 from edge_sdk.identity.epoch_keys import EpochKeys
 from edge_sdk.key_rotation import AFTER_FAILURE_S, LOOK_S, TELL_AGAIN_S, KeyRotation
@@ -58,9 +60,10 @@ class Machine:
             self.keys, self.db, self.held, self.me.name, epoch_key_s=DAY, entropy=os.urandom, born_at=NOW - DAY // 2
         )
 
-    def turn(self, now: float = NOW, passed: float = LOOK_S) -> EpochKey | None:
+    def turn(self, now: float = NOW, passed: float = LOOK_S, clock: float | None = None) -> EpochKey | None:
+        """`clock`: the device's own, where it is not the verified time `now`."""
         self.tick += passed
-        return self.rotation.turn(int(now), self.tick)
+        return self.rotation.turn(int(now), self.tick, int(now if clock is None else clock))
 
     def state(self, key: bytes) -> roster.Roster:
         """The authority names this key of ours in the next roster."""
@@ -147,6 +150,31 @@ def test_a_clock_that_was_ahead_once_does_not_keep_a_key_for_years(machine):
     assert machine.keys.next is None
     machine.turn(NOW + DAY)
     assert machine.keys.next is not None
+
+
+def test_one_signed_time_that_is_ahead_neither_stops_the_change_of_keys_nor_hides_their_age(machine):
+    machine.rotation.heard(1)
+    lie = NOW + 7 * DAY
+    raise_fact(machine.db, TIME_FLOOR, lie)
+    told = machine.turn(lie, clock=NOW)
+    machine.hold(1, machine.state(told.key))
+    machine.turn(lie, clock=NOW)
+    machine.start()
+    machine.rotation.heard(2)
+    machine.turn(lie, clock=NOW + DAY - 1)
+    assert machine.keys.next is None
+    assert read_status(Config(home=machine.home), NOW + DAY - 1)["epoch_key"]["age_s"] == DAY - 1
+    machine.turn(lie, clock=NOW + DAY)
+    assert machine.keys.next is not None
+
+
+def test_a_clock_that_starts_in_1970_every_time_does_not_change_the_key_every_time(machine):
+    machine.rotation.heard(1)
+    machine.turn(NOW, clock=5)
+    machine.turn(NOW + 60, clock=NOW + 60)
+    machine.turn(NOW + 61, clock=3)
+    machine.turn(NOW + 70, clock=NOW + 70)
+    assert machine.keys.next is None
 
 
 def test_the_same_key_is_told_until_a_roster_names_it_and_no_other_is_made(machine):
