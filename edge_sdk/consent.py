@@ -53,13 +53,21 @@ def checked_purposes(purposes: Iterable[str] | None) -> tuple[str, ...]:
 
 
 def write(connection: sqlite3.Connection, subject: bytes, purposes: tuple[str, ...], version: int, at: int) -> None:
-    """Enter one word of a subject for each purpose; in the caller's transaction. What holds already adds no row."""
+    """Enter one word of a subject for each purpose; in the caller's transaction. What changes nothing adds no row."""
     for purpose in purposes:
-        if holds(connection, subject, purpose) != version:
+        if not _changes_nothing(connection, subject, purpose, version):
             connection.execute(
                 "INSERT INTO consents (subject, purpose, version, at) VALUES (?, ?, ?, ?)",
                 (subject, purpose, version, at),
             )
+
+
+def _changes_nothing(connection: sqlite3.Connection, subject: bytes, purpose: str, version: int) -> bool:
+    """A word for every task is said again where any task's own word came after it: it is that one's newest from now."""
+    if purpose != EVERY_TASK:
+        return holds(connection, subject, purpose) == version
+    newest = "SELECT purpose, version FROM consents WHERE subject = ? ORDER BY id DESC LIMIT 1"
+    return connection.execute(newest, (subject,)).fetchone() == (EVERY_TASK, version)
 
 
 def holds(connection: sqlite3.Connection, subject: bytes, purpose: str) -> int | None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_sdk import consent
 from edge_sdk.examples_store import ExamplesStore
 from edge_sdk.retention import DAY_S, PLAUSIBLE, age_clock
 
@@ -181,6 +182,37 @@ def test_withdrawing_everything_covers_tasks_that_were_named_one_by_one(store):
     assert store.counts() == {}
     assert not store.add("new-task", {"n": 1}, "x", "a")
     assert sorted(store.owed()) == ["churn", "intent", "other"]
+
+
+WORDS = st.tuples(
+    st.sampled_from([("*",), ("churn",), ("intent",), ("churn", "intent"), ("churn", "*")]), st.integers(0, 2)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(WORDS, max_size=7))
+def test_the_newest_word_about_a_task_or_every_task_holds(words):
+    database = sqlite3.connect(":memory:")
+    for statement in filter(str.strip, consent.TABLE.split(";")):
+        database.execute(statement)
+    expected: dict[str, int] = {}
+    for at, (purposes, version) in enumerate(words):
+        consent.write(database, b"a", purposes, version, at)
+        tasks = ("churn", "intent", "third") if "*" in purposes else purposes
+        expected.update(dict.fromkeys(tasks, version))
+        for task in ("churn", "intent", "third"):
+            assert consent.holds(database, b"a", task) == expected.get(task)
+    assert len(consent.history(database, b"a")) <= sum(len(purposes) for purposes, _ in words)
+
+
+def test_a_second_withdrawal_of_everything_holds_after_a_consent_to_one_task(store):
+    store.consent_withdrawn("a", ALL, NOW)
+    store.consent_given("a", 3, ("churn",), NOW + 1)
+    store.add("churn", {"n": 1}, "x", "a")
+    assert store.consent_withdrawn("a", ALL, NOW + 2) == 1
+    assert store.consent_history("a")[-1] == {"purpose": "*", "withdrawn_at": NOW + 2}
+    assert not store.add("churn", {"n": 2}, "x", "a", consent=3)
+    assert values(store, 3) == []
 
 
 def test_forgetting_does_not_undo_a_withdrawal(store, tmp_path):
