@@ -43,11 +43,12 @@ assert "torch" not in sys.modules
 
 @pytest.mark.slow
 def test_the_aggregator_averages_and_evaluates_where_torch_is_not_installed(tmp_path: Path) -> None:
-    venv.create(tmp_path / "env", with_pip=True)
+    venv.create(tmp_path / "env", with_pip=False)
     python = str(tmp_path / "env" / "bin" / "python")
     wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["aggregator"]]
     constraints = str(ROOT / "constraints.txt")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--constraint", constraints, *wanted], check=True)
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--constraint", constraints]
+    subprocess.run([*install, *wanted], check=True)
     done = subprocess.run(
         [python, "-c", AVERAGES_AND_EVALUATES, str(tmp_path / "rows.jsonl")],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
