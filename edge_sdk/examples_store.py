@@ -26,6 +26,7 @@ __all__ = ["Example", "ExamplesStore", "ExamplesUnreadable", "NewExample"]
 
 UNSENT_S: Final = 7 * DAY_S  # an upload waits no longer than the longest round
 MOST_NAMES: Final = 100  # dropped fields counted by name
+SEAL_BYTES: Final = 28  # nonce and tag of a sealed row
 
 log = logging.getLogger("edge_sdk")
 
@@ -84,28 +85,32 @@ class ExamplesStore:
     def add_many(self, examples: Iterable[tuple[Any, ...]], now: int = 0) -> int:
         """Keep several `NewExample`s in one transaction, recorded at `now`; returns how many were kept.
 
-        One of a subject that has withdrawn from its task is not kept, and counted in `withheld`.
+        One of a subject that has withdrawn from its task is not kept, and counted in `withheld`; one that is larger
+        than the whole store may be, or that had to make room for a later one of the same call, in `dropped`.
         """
         rows = [row for row in map(self._row, examples) if row is not None]
-        kept = 0
         try:
             with self._file.transaction():
                 at = self._file.fact("age-clock") or now
-                for row in rows:
-                    kept += self._keep(row, at)
+                (before,) = self._db.execute("SELECT COALESCE(MAX(id), 0) FROM examples").fetchone()
+                inserted = sum(self._keep(row, at) for row in rows)
                 for task in {row.new.task for row in rows}:
                     self._make_room(task)
+                (kept,) = self._db.execute("SELECT COUNT(*) FROM examples WHERE id > ?", (before,)).fetchone()
         except sqlite3.Error as error:
             self.dropped += len(rows)
             log.warning("%d examples were not kept: %s; make room on the disk", len(rows), error)
             return 0
-        return kept
+        self.dropped += inserted - kept
+        return int(kept)
 
     def _row(self, example: tuple[Any, ...]) -> _Sealed | None:
         try:
             new = NewExample(*example)
             plain = msgspec.msgpack.encode((dict(new.fields), new.label))
             new.task.encode()
+            if len(plain) + SEAL_BYTES > self._max_bytes:
+                raise ValueError(f"it has {len(plain)} bytes, the whole store may have {self._max_bytes}")
             return _Sealed(new, self._keys.name(new.subject), plain)
         except Exception as error:
             # Whatever one value does when it is read, encoded or nested without end, it costs this example alone.
@@ -133,10 +138,14 @@ class ExamplesStore:
             (task, task, self._cap),
         )
         (held,) = self._db.execute("SELECT COALESCE(SUM(LENGTH(sealed)), 0) FROM examples").fetchone()
-        while held > self._max_bytes:
-            oldest = self._db.execute("SELECT id, LENGTH(sealed) FROM examples ORDER BY id LIMIT 64").fetchall()
-            held -= sum(size for _, size in oldest)
-            self._db.execute("DELETE FROM examples WHERE id <= ?", (oldest[-1][0],))
+        if held <= self._max_bytes:
+            return
+        last = 0
+        for last, size in self._db.execute("SELECT id, LENGTH(sealed) FROM examples ORDER BY id"):
+            held -= size
+            if held <= self._max_bytes:
+                break
+        self._db.execute("DELETE FROM examples WHERE id <= ?", (last,))
 
     def fields_dropped(self, task: str, names: Collection[str]) -> None:
         """Count fields that were not kept because no signed schema names them; at most 100 names a task."""
@@ -217,6 +226,7 @@ class ExamplesStore:
         with self._file.transaction():
             consents.write(self._db, name, purposes, consents.WITHDRAWN, now)
             gone = self._erase(name, None if consents.EVERY_TASK in purposes else purposes)
+            self._file.owe_truncation()
         self._file.truncate()
         return gone
 
@@ -233,6 +243,7 @@ class ExamplesStore:
         """
         with self._file.transaction():
             gone = self._erase(self._keys.name(subject), None)
+            self._file.owe_truncation()
         self._file.truncate()
         return gone
 
@@ -267,7 +278,7 @@ class ExamplesStore:
         self._db.execute("UPDATE erasures SET owed = 0 WHERE task = ? AND n = ?", (task, erasures))
 
     def truncate_owed(self) -> None:
-        """Empty the database's log of erased pages where a reader was in the way before."""
+        """Empty the database's log of erased pages where a reader, or the end of a process, was in the way before."""
         self._file.truncate_owed()
 
     def sweep(self, now: int, *, vouched: int, elapsed_s: float) -> int:
@@ -290,8 +301,9 @@ class ExamplesStore:
                 (oldest - UNSENT_S,),
             )
             self._drop_idle_keys()
-        if gone:
-            self._file.truncate()
+            if gone:
+                self._file.owe_truncation()
+        self._file.truncate_owed()
         return gone
 
     def _drop_idle_keys(self) -> None:

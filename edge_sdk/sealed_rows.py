@@ -15,6 +15,7 @@ from typing import Final
 from edge_sdk import consent as consents
 from edge_sdk.example_keys import ExampleKeys, ExamplesUnreadable, key_is_sound, owner_of, set_aside
 
+OWED: Final = "truncate-owed"  # how often the log of pages had to be emptied since it last was
 LOOKED_AT: Final = 8  # newest keys: where none of them unwraps, the device's key is not theirs
 Ring = dict[bytes, bytes | None]  # owner -> key, for one call: an erased key must not live on in memory
 
@@ -42,7 +43,6 @@ class SealedRows:
     def __init__(self, path: Path, key_file: Path, entropy: Callable[[int], bytes]) -> None:
         """`damage` says what had to be set aside, or is None. Raises OSError, sqlite3.Error."""
         self._entropy = entropy
-        self._untruncated = False
         self.damage: ExamplesUnreadable | None = None
         if not key_is_sound(key_file):
             self.damage = set_aside(path, key_file, "is damaged")
@@ -91,8 +91,8 @@ class SealedRows:
                     self.insert(task, subject, plain, 0)
             if not self.db.execute("SELECT 1 FROM keys LIMIT 1").fetchone():
                 self.db.execute("INSERT INTO keys VALUES (?, ?)", (b"check", self.keys.fresh(b"check")[1]))
-        if old:
-            self.truncate()
+        with contextlib.suppress(sqlite3.OperationalError):  # a full disk: it is owed still, where it is
+            self.truncate()  # a process that was killed may have left there what it had erased
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -154,12 +154,19 @@ class SealedRows:
 
     # -- the log of pages ----------------------------------------------------------------------------------------------
 
+    def owe_truncation(self) -> None:
+        """The log has to be emptied after this transaction, which is the caller's: by whichever process comes to it."""
+        self.set_fact(OWED, self.fact(OWED) + 1)
+
     def truncate(self) -> None:
-        """Empty the log, which holds what pages looked like before. Owed where it is being read just now."""
+        """Empty the log, which holds what pages looked like before. Stays owed where it is being read just now."""
+        owed = self.fact(OWED)
         busy, _, _ = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        self._untruncated = bool(busy)
+        if owed and not busy:
+            with contextlib.suppress(sqlite3.OperationalError):  # no room to note it: it is emptied once more
+                self.db.execute("DELETE FROM facts WHERE name = ? AND value = ?", (OWED, owed))
 
     def truncate_owed(self) -> None:
-        """Empty the log where a reader was in the way before."""
-        if self._untruncated:
+        """Empty the log where a reader was in the way before, or where the process that erased did not get to it."""
+        if self.fact(OWED):
             self.truncate()

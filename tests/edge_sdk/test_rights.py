@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +61,37 @@ def test_what_is_forgotten_leaves_neither_row_nor_key_in_any_file(store, tmp_pat
     assert keys[b"s" + name] not in after
     kept = [sealed for subject, sealed in rows if subject != name]
     assert all(sealed in after for sealed in kept)
+
+
+ERASED_AND_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from edge_sdk.examples_store import ExamplesStore
+from edge_sdk.sealed_rows import SealedRows
+home = Path(sys.argv[1])
+store = ExamplesStore(home / "examples.db", home / "examples.key", 100, os.urandom)
+store.add("churn", {"n": 1}, "x", "a")
+rows = store._db.execute("SELECT sealed FROM examples UNION ALL SELECT wrapped FROM keys WHERE owner <> X'636865636B'")
+(home / "proof").write_text(" ".join(value.hex() for (value,) in rows))
+SealedRows.truncate = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+store.forget("a")
+"""
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_a_kill_in_the_middle_of_forgetting_leaves_nothing_for_long(tmp_path, running):
+    """The next start empties the log of pages, and so does a device that runs while a command forgets."""
+    beside = opened(tmp_path) if running else None
+    ended = subprocess.run([sys.executable, "-c", ERASED_AND_KILLED, str(tmp_path)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    erased = [bytes.fromhex(value) for value in (tmp_path / "proof").read_text().split()]
+    (tmp_path / "proof").unlink()
+    assert len(erased) == 2
+    assert any(value in everything_in(tmp_path) for value in erased)
+    store = beside or opened(tmp_path)
+    store.truncate_owed()
+    assert not any(value in everything_in(tmp_path) for value in erased)
+    assert store._file.fact("truncate-owed") == 0
 
 
 def test_a_backup_of_the_rows_cannot_be_read_with_all_that_is_left_on_the_device(store, tmp_path):
@@ -286,6 +320,17 @@ def test_the_store_stays_below_its_size_and_the_oldest_goes(tmp_path):
     assert held <= 20_000
     kept = values(store, 0)
     assert kept == list(range(kept[0], 60))
+
+
+def test_large_examples_make_room_one_by_one_and_what_never_fits_is_refused(tmp_path):
+    store = opened(tmp_path, max_bytes=20_000)
+    for n in range(30):
+        assert store.add("churn", {"n": n, "pad": "x" * 4000}, "x", "a")
+    assert values(store, 0) == [26, 27, 28, 29]
+    assert not store.add("churn", {"n": 99, "pad": "x" * 20_000}, "x", "a")
+    assert (values(store, 0), store.dropped) == ([26, 27, 28, 29], 1)
+    assert store.add_many([("churn", {"n": n, "pad": "x" * 4000}, "x", "a") for n in range(6)]) == 4
+    assert (values(store, 0), store.dropped) == ([2, 3, 4, 5], 3)
 
 
 def test_fields_are_taken_out_of_what_is_stored_already(store, tmp_path):
