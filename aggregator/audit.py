@@ -17,7 +17,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aggregator.errors import AggregatorError
-from aggregator.releases.durable import write_durably
+from aggregator.releases.durable import exclusive, write_durably
 from aggregator.spool import disk_full_is_said
 from aggregator.store import audit_log
 from aggregator.store.store import Store
@@ -31,6 +31,7 @@ HEAD_FILE: Final = "audit.head"
 ALARMS: Final = "audit-alarms"
 ENTRIES: Final = 64  # at most so many entries without a signed head while the service runs
 PERIOD_S: Final = 60.0  # and none for longer
+DAY_S: Final = 86_400
 COUNTED: Final = "audit-refusals"
 COUNT_S: Final = 3600.0  # refused messages are recorded in bulk
 MOST_REASONS: Final = 40
@@ -56,11 +57,21 @@ class Audit:
         """The service starts: hold the log against the head that was kept, then sign where it stands."""
         with self._store.transaction():
             audit_log.append(self._store.connection, now, "service-started", **facts)
+        self._look(now)
+        self.sign(now)
+
+    def after_command(self, now: float) -> None:
+        """A command wrote in a process of its own: what it appended is under a signed head when it ends."""
+        if audit_log.last(self._store.connection)[0] > (self.newest.size if self.newest else 0):
+            self._look(now)
+            self.sign(now)
+
+    def _look(self, now: float) -> None:
+        """Alarm where the log does not go through its newest checkpoint or the head in the file, which stays then."""
         for proof in [*([Evidence(self.newest, "its newest checkpoint")] if self.newest else []), *self._kept()]:
             if self._is_signed(proof.head) and not self._holds(proof.head):
                 self._file_is_proof = self._file_is_proof or proof.source == HEAD_FILE
                 self._alarm(now, proof)
-        self.sign(now)
 
     def _kept(self) -> list[Evidence]:
         try:
@@ -106,14 +117,18 @@ class Audit:
                 self._store.set_value(COUNTED, totals)
 
     def sign(self, now: float) -> None:
-        """Sign the newest head, keep it in the table, then beside the database."""
+        """Sign the newest head, keep it in the table, then beside the database.
+
+        Dated never before the one before it, which devices take for another log, unless that was dated a day ahead.
+        """
         with self._store.transaction():
-            end = audit_log.last(self._store.connection)
-            head = hashlog.sign_head(end, self._key, fleet=self._fleet, who=codec.AGGREGATOR, time=int(now))
+            end, before = audit_log.last(self._store.connection), audit_log.newest_head(self._store.connection)
+            at = before.time if before and 0 < before.time - int(now) < DAY_S else int(now)
+            head = hashlog.sign_head(end, self._key, fleet=self._fleet, who=codec.AGGREGATOR, time=at)
             audit_log.keep_head(self._store.connection, head)
         self.newest = head
         if not self._file_is_proof:
-            with disk_full_is_said():
+            with exclusive(self._file.with_suffix(".lock")), disk_full_is_said():  # a command may write it too
                 write_durably(self._file, write_heads([head]), mode=0o600)
 
     # -- witnesses

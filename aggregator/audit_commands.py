@@ -19,6 +19,7 @@ from aggregator import audit, status
 from aggregator.config import Config, home_directory, load
 from aggregator.fleet.authority import open_authority
 from aggregator.home import Home
+from aggregator.recording import recorded, unsigned_line
 from aggregator.store import audit_log
 from aggregator.store.store import Store
 from edge_sdk.protocol import codec, hashlog
@@ -64,11 +65,14 @@ def _verify(chosen: argparse.Namespace) -> int:
     with status.opened(home, config) as (store, _):
         checked = audit.check(store, home, _key(home), config.fleet, witnesses)
         proofs = len(witnesses) + len(audit_log.witnessed(store.connection))
+        unsigned, since = audit_log.unsigned(store.connection, checked.signed)
     if chosen.json:
-        _say(json.dumps(as_json(checked)))
+        _say(json.dumps({**as_json(checked), "unsigned": unsigned, "unsigned_since": since}))
         return BROKEN if checked.findings else 0
     if not checked.findings:
         _say(f"{checked.size} entries hold together; {checked.signed} of them are under a signed head")
+        if unsigned:
+            _say(unsigned_line(unsigned, since))
         _say(f"heads that devices witnessed and that fit: {proofs}")
         return 0
     for finding in checked.findings[:MOST_TOLD]:
@@ -111,7 +115,7 @@ def _show(chosen: argparse.Namespace) -> int:
 
 def _export(chosen: argparse.Namespace) -> int:
     home, config = _opened(chosen)
-    with status.opened(home, config) as (store, _):
+    with recorded(home, config) as (store, _):
         lines = export(store, _key(home), config.fleet, now=time.time())
     sys.stdout.writelines(f"{json.dumps(line)}\n" for line in lines)
     return 0

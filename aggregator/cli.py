@@ -19,6 +19,7 @@ from typing import Any, Final
 from aggregator import config as settings
 from aggregator import setup, status
 from aggregator.config import Config, ConfigError
+from aggregator.recording import recorded
 
 UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 FAILED: Final = 2
@@ -243,7 +244,7 @@ def _enroll_token(chosen: argparse.Namespace) -> int:
     home, config = _opened(chosen)
     now = time.time()
     authority = open_authority(Home(home).authority, now=now)
-    with status.opened(home, config) as (_, registry):
+    with recorded(home, config) as (_, registry):
         if chosen.replace:
             registry.revoke(chosen.replace, now=now)
         token = registry.create_token(
@@ -292,7 +293,7 @@ def _devices(chosen: argparse.Namespace) -> int:
 def _revoke(home: Path, config: Config, name: str | None) -> int:
     if not name:
         raise ConfigError("which device?", "aggregator devices revoke NAME")
-    with status.opened(home, config) as (_, registry):
+    with recorded(home, config) as (_, registry):
         registry.revoke(name, now=time.time())
     print(f"{name} is revoked: its next message is refused, and the broker lets it in no more")
     return 0
@@ -370,7 +371,7 @@ def _task_describe(chosen: argparse.Namespace) -> int:
     from aggregator.tasks import describe_task
 
     home, config = _opened(chosen)
-    with status.opened(home, config) as (store, _):
+    with recorded(home, config) as (store, _):
         left = describe_task(store, chosen.name, read_about(Path(chosen.about)), now=time.time())
     print(f"task {chosen.name} is described anew" + (f"; not stated: {', '.join(left)}" if left else ""))
     return 0
@@ -392,7 +393,7 @@ def _set_running(chosen: argparse.Namespace, status_: str, reason: str) -> None:
     from aggregator.store import audit_log
 
     home, config = _opened(chosen)
-    with status.opened(home, config) as (store, _), store.transaction():
+    with recorded(home, config) as (store, _), store.transaction():
         task = store.task(chosen.name)
         if task is None:
             raise ConfigError(f"there is no task {chosen.name!r}", "see `aggregator task list`")

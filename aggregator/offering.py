@@ -3,8 +3,9 @@
 Issues a new roster only while no round is taking uploads: devices refuse an epoch below the highest they have seen.
 Where one is due, no further round begins until those have ended: else two tasks in turn would put it off for ever.
 Changed epoch keys alone bring a new roster at most once an hour: every roster draws the committee anew, and no device
-may ask for draws until it likes one. Refuses, with TaskRefused, a round for which the fleet is too small or not enough
-devices are live.
+may ask for draws until it likes one. For a day they keep no round from beginning: every device changes its key daily,
+and the roster in force holds. Refuses, with TaskRefused, a round for which the fleet is too small or not enough devices
+are live.
 """
 
 from __future__ import annotations
@@ -28,17 +29,19 @@ from edge_sdk.protocol.roster import RosterEntry, SignedRoster, Statement
 from edge_sdk.protocol.sealing import ROUND_SECRET_BYTES, RoundKey
 
 BEACON_BYTES: Final = 32
+PATIENCE_S: Final = 86_400  # so long changed keys wait for open rounds to end before further rounds wait for them
 REKEY_S: Final = 3600  # changed keys wait this long after the last roster; a device that comes or goes does not
 
 
 class Offering:
-    """Makes offers; keeps nothing but the settled terms of each task."""
+    """Makes offers; keeps nothing but the settled terms of each task, and since when changed keys wait for a roster."""
 
     def __init__(
         self, registry: Registry, releases: Releases, roster_key: Ed25519PrivateKey, entropy: Callable[[int], bytes]
     ) -> None:
         self._registry, self._releases, self._roster_key, self._entropy = registry, releases, roster_key, entropy
         self._settled: dict[str, tuple[int, PrivacyTerms]] = {}
+        self._rekey_since: float | None = None
 
     def __repr__(self) -> str:
         return "Offering(...)"
@@ -53,11 +56,25 @@ class Offering:
         if not wanted:
             raise TaskRefused("no device is enrolled", "enrol devices: `aggregator enroll-token`", reason="no-devices")
         if current is not None and _good(current, wanted, now, until):
+            self._rekey_since = None
             return current
         if current is not None and not may_issue:
-            what = "the fleet has changed: the rounds that are open end first, then a new roster is signed"
-            raise TaskRefused(what, "wait for the end of their windows", reason="roster-due")
+            return self._meanwhile(current, wanted, now, until)
+        self._rekey_since = None
         return self._registry.issue_roster(self._roster_key, now=now, beacon=lambda: self._entropy(BEACON_BYTES))
+
+    def _meanwhile(
+        self, current: SignedRoster, wanted: tuple[RosterEntry, ...], now: float, until: float
+    ) -> SignedRoster:
+        """The roster while one is due and none may be signed: the old one where it lacks keys alone, for a day."""
+        what = "devices came or went, or the roster nears its end"
+        if _holds(current, wanted, now, until):
+            since = self._rekey_since = now if self._rekey_since is None else min(self._rekey_since, now)
+            if now - since < PATIENCE_S:
+                return current
+            what = f"devices changed their keys {int(now - since)} s ago"
+        what += ": the rounds that are open end first, then a new roster is signed"
+        raise TaskRefused(what, "wait for the end of their windows", reason="roster-due")
 
     def offer(
         self, task: TaskRow, number: int, now: float, live: frozenset[str], *, may_issue: bool
@@ -114,10 +131,14 @@ def epoch_of(roster: SignedRoster) -> int:
 
 def _good(current: SignedRoster, wanted: tuple[RosterEntry, ...], now: float, until: float) -> bool:
     """The roster names exactly these devices, their keys or recent ones, and two thirds of its life are not over."""
-    stated = unpack(current.statement, Statement)
-    if max(until, now + ROSTER_TTL_S / 3) > stated.expires_at or _members(current.entries) != _members(wanted):
-        return False
-    return current.entries == wanted or 0 <= now - stated.issued_at < REKEY_S
+    issued_at = unpack(current.statement, Statement).issued_at
+    return _holds(current, wanted, now, until) and (current.entries == wanted or 0 <= now - issued_at < REKEY_S)
+
+
+def _holds(current: SignedRoster, wanted: tuple[RosterEntry, ...], now: float, until: float) -> bool:
+    """The same, whatever epoch keys the devices have."""
+    expires_at = unpack(current.statement, Statement).expires_at
+    return max(until, now + ROSTER_TTL_S / 3) <= expires_at and _members(current.entries) == _members(wanted)
 
 
 def _members(entries: tuple[RosterEntry, ...]) -> list[tuple[str, bytes, bool]]:

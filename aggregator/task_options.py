@@ -17,6 +17,7 @@ from aggregator.about import read_about
 from aggregator.config import Config, ConfigError
 from aggregator.errors import TaskRefused
 from aggregator.home import Home
+from aggregator.recording import recorded
 from aggregator.releases.durable import exclusive
 from aggregator.releases.keys import open_targets_key
 from aggregator.releases.repository import Repository
@@ -89,7 +90,7 @@ def create(home: Path, config: Config, chosen: argparse.Namespace, *, now: float
     model = _read_model(Path(chosen.model))
     held_out = Path(chosen.held_out) if chosen.held_out else None
     # One at a time: a second command for the same name must find the task, not lock another graph under it.
-    with exclusive(home / "task-create.lock"), status.opened(home, config) as (store, _):
+    with exclusive(home / "task-create.lock"), recorded(home, config) as (store, _):
         checked = tasks.check_task(store, spec, model=model, heldout=held_out)
         _lock(home, chosen, model, now)
         sha256 = tasks.create_task(store, Home(home), spec, model=model, heldout=held_out, now=now)

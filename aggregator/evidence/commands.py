@@ -23,6 +23,7 @@ from aggregator.evidence.collect import Source, collect
 from aggregator.evidence.phrases import LANGUAGES, Language
 from aggregator.fleet.authority import open_authority
 from aggregator.home import Home
+from aggregator.recording import recorded
 from aggregator.releases.repository import Repository
 from aggregator.store import audit_log
 
@@ -83,7 +84,7 @@ def export(
     """Collect, write and sign the bundle of one task. Raises HomeRefused, ConfigError, AuthorityRefused, OSError."""
     place = Home(home)
     authority, repository = open_authority(place.authority, now=now), Repository(place.releases)
-    with status.opened(home, config) as (store, registry):
+    with recorded(home, config) as (store, registry):
         source = Source(place, config.fleet, store, registry, authority, repository)
         collect(source, task, now=now, tests=tests)  # what cannot be collected is not recorded as exported
         with store.transaction():

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from edge_sdk.protocol import hashlog
-from edge_sdk.protocol.errors import LocalProtocolError
+from edge_sdk.protocol.errors import LocalProtocolError, MalformedMessage
 from edge_sdk.protocol.hashlog import Evidence, Row, Value
 from edge_sdk.protocol.messages import LogHead
 
@@ -49,6 +49,16 @@ def rows(connection: sqlite3.Connection, since: int = 0) -> Iterator[Row]:
     # As bytes, whatever somebody has made of them.
     found = "SELECT n, CAST(entry AS BLOB), CAST(head AS BLOB) FROM audit_log WHERE n > ? ORDER BY n"
     return map(Row._make, connection.execute(found, (since,)))
+
+
+def unsigned(connection: sqlite3.Connection, signed: int) -> tuple[int, int]:
+    """How many entries there are after number `signed`, and the Unix time of the first of them, 0 where it has none."""
+    query = "SELECT count(*), CAST(entry AS BLOB), min(n) FROM audit_log WHERE n > ?"
+    count, entry, _ = connection.execute(query, (signed,)).fetchone()
+    try:
+        return int(count), hashlog.read(entry).at if count else 0
+    except MalformedMessage:
+        return int(count), 0
 
 
 def contains(connection: sqlite3.Connection, head: LogHead) -> bool:

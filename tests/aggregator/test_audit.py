@@ -120,6 +120,26 @@ def test_a_crash_between_the_table_and_the_file_is_no_alarm(books):
     assert later.store.value(audit.ALARMS) is None
 
 
+def test_a_service_that_lacks_the_head_of_its_own_newest_checkpoint_says_so(books):
+    books.execute("DELETE FROM audit_log WHERE n > 40")
+    (books.home.path / HEAD_FILE).unlink()
+    later = books.restart()
+    later.audit.begin(START + 9)
+    (alarm,) = later.store.value(audit.ALARMS)
+    assert (alarm["size"], alarm["source"]) == (71, "its newest checkpoint")
+
+
+def test_no_head_is_dated_before_the_one_before_it_but_where_a_clock_was_a_day_ahead(books):
+    books.write(1)
+    books.audit.sign(START - 3600)
+    assert (books.audit.newest.size, books.audit.newest.time) == (72, START + 1), "the clock was set back an hour"
+    books.write(1)
+    books.audit.sign(START + 9 * 86_400)
+    books.write(1)
+    books.audit.sign(START + 60)
+    assert (books.audit.newest.size, books.audit.newest.time) == (74, START + 60)
+
+
 CUT = ("DELETE FROM audit_log WHERE n > 40", "DELETE FROM audit_heads WHERE size > 40")
 TOUCHED: dict[str, tuple[tuple[str, ...], list[tuple[int, str]]]] = {
     "changed": (("UPDATE audit_log SET entry = replace(entry, 'd-9', 'd-8') WHERE n = 11",), [(11, "changed")]),

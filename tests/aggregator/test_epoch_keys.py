@@ -11,7 +11,7 @@ from small_fleet import SmallFleet, public
 from test_service_rounds import ended, offer_of, raised, start
 
 from aggregator.errors import TaskRefused
-from aggregator.offering import REKEY_S, epoch_of
+from aggregator.offering import PATIENCE_S, REKEY_S, epoch_of
 from edge_sdk.protocol import codec
 from edge_sdk.protocol.messages import EpochKey
 from edge_sdk.protocol.roster import Statement
@@ -96,6 +96,24 @@ def test_no_roster_is_issued_while_a_round_takes_uploads_and_no_round_begins_whi
     assert refused.value.reason == "roster-due"
     assert fleet.service.registry.signed_roster() == first
     assert epoch_of(offering.roster(later, later + 100, may_issue=True)) == 2
+
+
+def test_changed_keys_alone_keep_no_other_task_waiting_for_a_day(fleet):
+    first, offering = issued(fleet), fleet.service._rounds._offering
+    fleet.service.registry.set_epoch_key("device-0", fresh())
+    begin = fleet.now + 2 * 86_400
+    for hours in (0, 1, 23):
+        assert issued_now(fleet, begin + 3600 * hours, may_issue=False) == first
+    with pytest.raises(TaskRefused, match="changed their keys 86400 s ago") as refused:
+        issued_now(fleet, begin + PATIENCE_S, may_issue=False)
+    assert refused.value.reason == "roster-due"
+    second = issued_now(fleet, begin + PATIENCE_S, may_issue=True)
+    assert epoch_of(second) == 2
+    fleet.service.registry.set_epoch_key("device-1", fresh())
+    assert issued_now(fleet, begin + PATIENCE_S + 2 * REKEY_S, may_issue=False) == second, "it counts anew"
+    fleet.service.registry.revoke("device-5", now=fleet.now)
+    with pytest.raises(TaskRefused, match="came or went"):
+        offering.roster(begin, begin + 100, may_issue=False)
 
 
 def test_a_roster_is_renewed_when_two_thirds_of_its_life_are_over(fleet):

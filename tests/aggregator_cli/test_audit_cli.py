@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from pathlib import Path
@@ -10,10 +11,15 @@ import pytest
 
 from aggregator import cli
 from aggregator.audit import Audit
+from aggregator.config import load
 from aggregator.fleet.authority import open_authority
+from aggregator.fleet.registry import Registry
 from aggregator.home import Home
+from aggregator.recording import recorded
+from aggregator.store import audit_log
 from aggregator.store.schema import open_database
 from aggregator.store.store import Store
+from edge_sdk.protocol import hashlog
 
 
 @pytest.fixture
@@ -76,4 +82,63 @@ def test_an_export_holds_all_that_is_needed_and_is_recorded(home, capsys):
     assert (lines[0]["fleet"], lines[0]["who"], len(lines[0]["key"])) == ("acme", "aggregator", 64)
     entries = [line for line in lines if "n" in line]
     assert [entry["kind"] for entry in entries][-1] == "exported"
-    assert [line["size"] for line in lines if "size" in line] == [4]
+    assert [line["size"] for line in lines if "size" in line] == [1, 2, 3, 4]
+
+
+def resigned(home: Path) -> None:
+    """The newest entry written anew by somebody who can write the database and cannot sign."""
+    connection = sqlite3.connect(home / "aggregator.db")
+    (size, head), (n, entry) = (
+        connection.execute(f"SELECT n, {column} FROM audit_log ORDER BY n DESC LIMIT 1 OFFSET {back}").fetchone()
+        for column, back in (("head", 1), ("entry", 0))
+    )
+    said = hashlog.read(entry)
+    row = hashlog.following(
+        (size, head), at=said.at, kind=said.kind, task=said.task, number=said.round, data={**said.data, "uses": 1}
+    )
+    connection.execute("UPDATE audit_log SET entry = ?, head = ? WHERE n = ?", (row.entry, row.head, n))
+    connection.commit()
+    connection.close()
+
+
+def test_what_an_operator_does_while_the_service_is_down_is_signed_when_the_command_ends(home, capsys):
+    assert cli.main(["enroll-token", "--uses", "500"]) == 0
+    assert cli.main(["audit", "verify"]) == 0
+    assert "5 entries hold together; 5 of them" in capsys.readouterr().out
+    resigned(home)
+    assert cli.main(["audit", "verify"]) == 1
+    assert "written anew" in capsys.readouterr().err
+
+
+def test_where_the_key_cannot_be_read_what_is_not_signed_is_said(home, capsys):
+    key = home / "authority" / "sign.key"
+    with contextlib.closing(open_database(home / "aggregator.db")) as connection:
+        store = Store(connection)
+        Registry(connection, "acme").create_token(
+            fingerprint="0" * 64, address="localhost:1", now=1.8e9, entropy=bytes, kind="device"
+        )
+        assert (audit_log.last(connection)[0], audit_log.unsigned(connection, 4)) == (5, (1, 1_800_000_000))
+        key.chmod(0o644)
+        with recorded(home, load(home)) as (other, _), other.transaction():
+            audit_log.append(other.connection, 1.8e9, "token")
+        warned = capsys.readouterr().err
+        assert "2 entries of the audit log, the first of 2027-01-15" in warned
+        assert "sign.key" in warned
+        key.chmod(0o600)
+        assert audit_log.newest_head(store.connection).size == 4
+    assert cli.main(["audit", "verify"]) == 0
+    assert "2 entries of the audit log, the first of 2027-01-15" in capsys.readouterr().out
+    assert cli.main(["audit", "verify", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["entries"], said["signed"], said["unsigned"], said["unsigned_since"]) == (6, 4, 2, 1_800_000_000)
+
+
+def test_a_command_signs_over_no_proof_that_entries_were_lost(home, capsys):
+    proof = (home / "audit.head").read_bytes()
+    touch(home, "DELETE FROM audit_log WHERE n > 2")
+    touch(home, "DELETE FROM audit_heads WHERE size > 2")
+    assert cli.main(["enroll-token"]) == 0
+    assert (home / "audit.head").read_bytes() == proof
+    capsys.readouterr()
+    assert cli.main(["status"]) == 0
+    assert "ALARM: the audit log lost entries" in capsys.readouterr().out

@@ -435,3 +435,12 @@ def test_a_database_without_room_is_told_as_a_full_disk_and_the_round_can_be_tri
     bench.db.execute("PRAGMA max_page_count = 100000")
     assert bench.take_part(offer) > 0
     assert bench.trace() == (1, 1, 1)
+
+
+def test_the_epoch_of_a_verified_roster_counts_even_where_a_crash_comes_before_the_offer_is_kept(tmp_path):
+    bench = Bench(tmp_path)
+    bench.db.execute("CREATE TRIGGER crash BEFORE INSERT ON offers BEGIN SELECT RAISE(ABORT, 'crash'); END")
+    offer = bench.fleet.offer()
+    with pytest.raises(sqlite3.IntegrityError, match="crash"):
+        bench.work.judge(bench.fleet.frame(offer), offer, NOW)
+    assert fact(bench.db, "epoch") == offer.secagg.epoch
