@@ -67,7 +67,7 @@ def _changes_nothing(connection: sqlite3.Connection, subject: bytes, purpose: st
     if purpose != EVERY_TASK:
         return holds(connection, subject, purpose) == version
     newest = "SELECT purpose, version FROM consents WHERE subject = ? ORDER BY id DESC LIMIT 1"
-    return connection.execute(newest, (subject,)).fetchone() == (EVERY_TASK, version)
+    return bool(connection.execute(newest, (subject,)).fetchone() == (EVERY_TASK, version))
 
 
 def holds(connection: sqlite3.Connection, subject: bytes, purpose: str) -> int | None:

@@ -29,6 +29,7 @@ MOST_NAMES: Final = 100  # dropped fields counted by name
 SEAL_BYTES: Final = 28  # nonce and tag of a sealed row
 
 log = logging.getLogger("edge_sdk")
+Kept = tuple[dict[str, Any], Any]  # fields by name, and the label
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +139,10 @@ class ExamplesStore:
             (task, task, self._cap),
         )
         (held,) = self._db.execute("SELECT COALESCE(SUM(LENGTH(sealed)), 0) FROM examples").fetchone()
-        if held <= self._max_bytes:
-            return
-        last = 0
-        for last, size in self._db.execute("SELECT id, LENGTH(sealed) FROM examples ORDER BY id"):
+        while held > self._max_bytes:
+            oldest, size = self._db.execute("SELECT id, LENGTH(sealed) FROM examples ORDER BY id LIMIT 1").fetchone()
+            self._db.execute("DELETE FROM examples WHERE id = ?", (oldest,))
             held -= size
-            if held <= self._max_bytes:
-                break
-        self._db.execute("DELETE FROM examples WHERE id <= ?", (last,))
 
     def fields_dropped(self, task: str, names: Collection[str]) -> None:
         """Count fields that were not kept because no signed schema names them; at most 100 names a task."""
@@ -324,24 +321,31 @@ class ExamplesStore:
         if self.schema(task) != digest:
             self._file.set_fact(f"schema:{task}", digest)
 
-    def rewrite(self, task: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
-        """Store examples of a task anew where `change` gives other fields; returns how many."""
-        changed = 0
+    def rewrite(self, task: str, change: Callable[[dict[str, Any], Any], Kept | None]) -> tuple[int, int]:
+        """Store examples of a task anew where `change` gives other fields or another label, erase where it gives None.
+
+        Returns how many were stored anew and how many erased.
+        """
+        changed = erased = 0
         with self._file.transaction():
             rows = self._db.execute("SELECT id, subject, sealed FROM examples WHERE task = ?", (task,)).fetchall()
             ring: Ring = {}
             for number, subject, sealed in rows:
                 example = self._opened(task, subject, sealed, ring)
-                fields = {} if example is None else change(example.fields)
-                if example is None or fields == example.fields:
+                if example is None:
                     continue
-                plain = msgspec.msgpack.encode((fields, example.label))
-                again = self._file.seal(task, subject, plain)
-                self._db.execute("UPDATE examples SET sealed = ? WHERE id = ?", (again, number))
-                changed += 1
-        if changed:
-            self._file.truncate()
-        return changed
+                kept = change(example.fields, example.label)
+                if kept is None:
+                    self._db.execute("DELETE FROM examples WHERE id = ?", (number,))
+                    erased += 1
+                elif kept != (example.fields, example.label):
+                    again = self._file.seal(task, subject, msgspec.msgpack.encode(kept))
+                    self._db.execute("UPDATE examples SET sealed = ? WHERE id = ?", (again, number))
+                    changed += 1
+            if changed or erased:
+                self._file.owe_truncation()
+        self._file.truncate_owed()
+        return changed, erased
 
     def close(self) -> None:
         self._db.close()

@@ -1,7 +1,8 @@
 """From what the app records to what lies on the disk: fields, waiting room, retention. Loop thread; reads no clock.
 
 Refuses every field that neither the signed schema of the task's model nor, before there is one, the owner's list
-names. Examples of a task of which nothing is known yet wait in memory, 256 at most; a restart loses them.
+names, and every example with a value that is not what the schema says. Examples of a task of which nothing is known
+yet wait in memory, 256 at most; a restart loses them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from edge_sdk.config import Config
 from edge_sdk.consent import EVERY_TASK
 from edge_sdk.examples_store import ExamplesStore, NewExample
-from edge_sdk.field_rules import FieldRules
+from edge_sdk.field_rules import FieldRules, UnfitValue
 from edge_sdk.retention import DAY_S, FIRST_SWEEP_S
 from edge_sdk.surroundings import Live, Record
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from edge_sdk.journal import Journal
 
 MOST_WAITING: Final = 256
-MOST_NOTED: Final = 16  # purposes named in one journal entry
+MOST_NOTED: Final = 14  # purposes named in one journal entry
+NOTED_CHARACTERS: Final = 64  # of each: 4 bytes a character at most, and an entry has 4 KiB
 SWEEP_S: Final = 3600.0
 
 log = logging.getLogger("edge_sdk")
@@ -93,11 +95,16 @@ class Recorder:
             return []
         if refused := rules.refused(new.fields):
             self._tell_dropped(new.task, refused)
-        fields = rules.apply(new.fields)
+        try:
+            fields, label = rules.apply(new.fields), rules.label(new.label)
+        except UnfitValue as error:
+            self._live.drop("example")
+            log.warning("an example of %s was not kept: %s", new.task, error)
+            return []
         if refused and not fields:
             self._live.drop("example")
             return []
-        return [new._replace(fields=fields)]
+        return [new._replace(fields=fields, label=label)]
 
     def _wait(self, new: NewExample) -> None:
         if len(self._waiting) >= MOST_WAITING:
@@ -126,9 +133,11 @@ class Recorder:
             return known[1]
         rules = FieldRules.of_schema(schema)
         if self.examples.schema(task) != rules.digest:
-            changed = self.examples.rewrite(task, rules.apply)
+            changed, erased = self.examples.rewrite(task, rules.narrowed)
             self.examples.set_schema(task, rules.digest)
-            log.info("%d examples of %s were narrowed to the schema of its model", changed, task)
+            log.info("by the schema of %s, %d examples were narrowed and %d erased", task, changed, erased)
+            if erased:
+                self._live.drop("example", erased)
         self._known[task] = (schema, rules)
         return rules
 
@@ -144,14 +153,14 @@ class Recorder:
     def give(self, subject: str, version: int, purposes: tuple[str, ...], now: int) -> None:
         """Enter a consent."""
         self.examples.consent_given(subject, version, purposes, now)
-        self._note("consent-given", version=version, purposes=list(purposes)[:MOST_NOTED])
+        self._note("consent-given", version=version, purposes=_noted(purposes))
 
     def withdraw(self, subject: str, purposes: tuple[str, ...], now: int) -> None:
         """Enter a withdrawal of consent and erase what it covers."""
         self._leave(subject, None if EVERY_TASK in purposes else purposes)
         gone = self.examples.consent_withdrawn(subject, purposes, now)
         log.info("%d examples were erased after a withdrawal", gone)
-        self._note("consent-withdrawn", examples=gone, purposes=list(purposes)[:MOST_NOTED])
+        self._note("consent-withdrawn", examples=gone, purposes=_noted(purposes))
 
     def _note(self, kind: str, **data: Any) -> None:
         """Into the journal: how many, never whose."""
@@ -160,7 +169,7 @@ class Recorder:
 
     def _leave(self, subject: str, tasks: tuple[str, ...] | None) -> None:
         self._waiting = [
-            new for new in self._waiting if str(new.subject) != subject or (tasks is not None and new.task not in tasks)
+            new for new in self._waiting if not _is_about(new, subject) or (tasks is not None and new.task not in tasks)
         ]
         self._live.waiting = len(self._waiting)
 
@@ -193,9 +202,22 @@ class Recorder:
         waiting = [
             {"task": new.task, "recorded_at": None, "fields": dict(new.fields), "label": new.label}
             for new in self._waiting
-            if str(new.subject) == subject
+            if _is_about(new, subject)
         ]
         return {**held_of(self.examples, subject), "waiting": waiting}
+
+
+def _is_about(new: NewExample, subject: str) -> bool:
+    """Nobody's example is about no subject, whatever that one is called."""
+    return new.subject is not None and str(new.subject) == subject
+
+
+def _noted(purposes: tuple[str, ...]) -> list[str]:
+    """So many purposes, and so much of each, as one journal entry holds in any writing."""
+    more = len(purposes) - MOST_NOTED
+    return [purpose[:NOTED_CHARACTERS] for purpose in purposes[:MOST_NOTED]] + (
+        [f"and {more} more"] if more > 0 else []
+    )
 
 
 def held_of(examples: ExamplesStore, subject: str) -> dict[str, Any]:

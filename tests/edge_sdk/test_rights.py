@@ -336,7 +336,11 @@ def test_large_examples_make_room_one_by_one_and_what_never_fits_is_refused(tmp_
 def test_fields_are_taken_out_of_what_is_stored_already(store, tmp_path):
     store.add("churn", {"n": 1, "iban": "NL91ABNA0417164300"}, "x", "a")
     sealed = sqlite3.connect(tmp_path / "examples.db").execute("SELECT sealed FROM examples").fetchone()[0]
-    assert store.rewrite("churn", lambda fields: {"n": fields["n"]}) == 1
+    assert store.rewrite("churn", lambda fields, label: ({"n": fields["n"]}, label)) == (1, 0)
     assert store.read("churn")[0].fields == {"n": 1}
     assert sealed not in everything_in(tmp_path)
-    assert store.rewrite("churn", lambda fields: fields) == 0
+    assert store.rewrite("churn", lambda fields, label: (fields, label)) == (0, 0)
+    sealed = sqlite3.connect(tmp_path / "examples.db").execute("SELECT sealed FROM examples").fetchone()[0]
+    assert store.rewrite("churn", lambda fields, label: None) == (0, 1)
+    assert store.count("churn") == 0
+    assert sealed not in everything_in(tmp_path)

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edge_sdk import journal
 from edge_sdk.artifact.schema import CategoryField, Label, NumberField, Schema, TextField
 from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.cli import main
 from edge_sdk.device_db import open_device_db
 from edge_sdk.outbox import Outbox, seal_upload
 from edge_sdk.privacy.ledger import Ledger
+from edge_sdk.protocol import hashlog
 from edge_sdk.protocol.messages import Hello, Withdraw
 from edge_sdk.protocol.sealing import ROUND_SECRET_BYTES, RoundKey
 from edge_sdk.recorder import MOST_WAITING
@@ -38,6 +40,10 @@ def fake(tmp_path: Path):
 
 def on_disk(home: Path) -> bytes:
     return b"".join(path.read_bytes() for path in home.glob("examples.*"))
+
+
+def in_the_journal(home: Path) -> list[hashlog.Entry]:
+    return [hashlog.read(row.entry) for row in journal.rows(open_device_db(home / "device.db"))]
 
 
 def upload_in_the_outbox(home: Path, closes_at: int) -> bytes:
@@ -108,6 +114,71 @@ def test_of_an_unknown_task_nothing_is_written_until_its_schema_is_here(fake, tm
         assert fake.wait_for(lambda: fl.status()["examples"] == {"churn": MOST_WAITING // 2})
         assert fl.status()["examples_waiting"] == 0
         assert fl.export("customer-1")["examples"] == []
+
+
+RAW = "my name is Eva, my card is 4111 1111 1111 1111"
+UNFIT = {
+    "a sentence for a number": ({**RECORD, "minutes": RAW}, "stays"),
+    "an object for a number": ({**RECORD, "minutes": {"note": RAW}}, "stays"),
+    "an object for a word": ({**RECORD, "plan": {"note": RAW}}, "stays"),
+    "a text in a list": ({**RECORD, "asked": [RAW]}, "stays"),
+    "bytes for a text": ({**RECORD, "asked": RAW.encode()}, "stays"),
+    "a sentence for a label": (RECORD, RAW),
+    "an object for a label": (RECORD, {"comment": RAW}),
+}
+
+
+def everything(fl) -> str:
+    return repr(fl.export("eva", timeout=5.0)["examples"])
+
+
+def test_raw_text_is_not_stored_where_the_schema_says_number_category_or_label(fake):
+    fake.install("churn", MODEL)
+    with fake.client() as fl:
+        for fields, label in UNFIT.values():
+            fl.record("churn", fields, label, "eva")
+        fl.record("churn", {**RECORD, "plan": RAW}, "stays", "eva")
+        assert "Eva" not in everything(fl)
+        (kept,) = fl.export("eva", timeout=5.0)["examples"]
+        assert fl.predict("churn", kept["fields"]).ranked == fl.predict("churn", {**RECORD, "plan": RAW}).ranked
+        assert fl.status()["dropped"] == {"example": len(UNFIT)}
+
+
+def test_what_was_kept_before_the_schema_is_narrowed_to_its_kinds_too(fake):
+    with fake.client(fields=FIELDS) as fl:
+        for fields, label in UNFIT.values():
+            fl.record("churn", fields, label, "eva")
+        fl.record("churn", {**RECORD, "plan": RAW}, "stays", "eva")
+        assert "Eva" in everything(fl)
+    fake.install("churn", MODEL)
+    with fake.client(fields=FIELDS) as fl:
+        fl.record("churn", RECORD, "stays")
+        assert fl.flush(5.0)
+        assert "Eva" not in everything(fl)
+        assert fl.status()["examples"] == {"churn": 2}
+        assert fl.status()["dropped"] == {"example": len(UNFIT)}
+
+
+def test_a_subject_called_none_is_not_nobody(fake):
+    with fake.client() as fl:
+        fl.record("churn", RECORD, "stays")
+        fl.record("churn", RECORD, "leaves", "None")
+        assert [waits["label"] for waits in fl.export("None", timeout=5.0)["waiting"]] == ["leaves"]
+        fl.forget("None")
+        assert fl.flush(5.0)
+        assert fl.status()["examples_waiting"] == 1
+
+
+def test_a_word_about_many_tasks_with_long_names_is_noted(fake, tmp_path):
+    tasks = [f"{n}" + "客户流失预测" * 60 for n in range(40)] + ["\U0001f4b3" * 500]
+    with fake.client(fields=FIELDS) as fl:
+        fl.consent.give("a", 3, tasks[::-1])
+        fl.consent.withdraw("a", tasks)
+        assert fl.flush(5.0)
+    noted = [entry for entry in in_the_journal(tmp_path) if entry.kind.startswith("consent-")]
+    assert [entry.kind for entry in noted] == ["consent-given", "consent-withdrawn"]
+    assert noted[1].data["purposes"][0].startswith("0客户")
+    assert noted[1].data["purposes"][-1] == "and 27 more"
 
 
 # -- consent and its order -------------------------------------------------------------------------------------------
