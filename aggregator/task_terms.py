@@ -1,7 +1,8 @@
 """From a task's wishes to the terms that every offer carries: noise, step, clip, sizing. Pure.
 
-Refuses, with TaskRefused and what would make it feasible, a task without noise, an epsilon that no noise reaches, a
-cohort too small for its unit, a sum that could wrap around, and noise that drowns all that the rounds could learn.
+Refuses, with TaskRefused and what would make it feasible, a task without noise or with next to none, an epsilon that no
+noise reaches, a cohort too small for its unit, a sum that could wrap around, and noise that drowns all that the rounds
+could learn.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def settle(spec: TaskSpec, length: int) -> PrivacyTerms:
     terms = replace(terms, step=spec.step or _step(spec, terms, length))
     if charges.noise_in_mask(terms):
         terms = replace(terms, noise_multiplier=_noise(spec, terms, length))
+    _check_noise(terms, length)
     check_sizing(spec, terms)
     _check_budget(spec, terms, length)
     return terms
@@ -136,6 +138,19 @@ def _noise(spec: TaskSpec, terms: PrivacyTerms, length: int) -> float:
             f"a target_epsilon of {_upwards(least)} would be possible, or a larger delta",
             reason="privacy",
         ) from error
+
+
+def _check_noise(terms: PrivacyTerms, length: int) -> None:
+    """Every device would refuse such an offer."""
+    if not charges.too_little_noise(terms):
+        return
+    least = replace(terms, noise_multiplier=charges.LEAST_NOISE)
+    raise TaskRefused(
+        f"a noise_multiplier below {charges.LEAST_NOISE:g} protects nobody, and this is {terms.noise_multiplier:.3g}",
+        f"give at least {charges.LEAST_NOISE:g}: one round of that spends epsilon "
+        f"{charges.epsilon(least, length, 1) or math.inf:.3g} already; useful tasks stay below 8",
+        reason="privacy",
+    )
 
 
 def _check_useful(spec: TaskSpec, terms: PrivacyTerms, length: int) -> None:

@@ -54,7 +54,7 @@ LARGE_GRID = tuple(
     for z in (0.5, 0.7, 1.0, 2.0, 5.0)
     for steps in (1, 20, 200, 1000)
 )
-CLOSE = (0.3, accounting.WHOLE_ORDERS_ABOVE)  # epsilons between which all lie within 2 % of each other
+CLOSE = (0.3, accounting.DIFFER_ABOVE)  # epsilons between which all lie within 2 % of each other
 
 
 def opacus(q: float, z: float, steps: int) -> float:

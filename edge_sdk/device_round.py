@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from edge_sdk.privacy.charges import too_little_noise
 from edge_sdk.protocol.errors import LocalProtocolError, MalformedMessage, OfferRefused, ProtocolError
 from edge_sdk.protocol.messages import Offer
 from edge_sdk.protocol.roster import Roster, RosterEntry
@@ -178,6 +179,8 @@ def check_privacy(offer: Offer, policy: Policy) -> None:
         raise OfferRefused(f"noise shared by sums of gradients is one step, not {terms.steps}", reason="privacy")
     if (terms.insecure_without_noise or terms.noise_multiplier == 0) and not policy.insecure_without_noise:
         raise OfferRefused("the offer adds no noise and this device does not allow that", reason="privacy")
+    if too_little_noise(terms):
+        raise OfferRefused(f"a noise multiplier of {terms.noise_multiplier:g} protects nobody", reason="privacy")
     if terms.delta > policy.max_delta:
         raise OfferRefused(f"delta {terms.delta:g} is above this device's {policy.max_delta:g}", reason="privacy")
 

@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Final
 
 import msgspec
 
 from edge_sdk.privacy import accounting
 from edge_sdk.protocol.messages import PrivacyTerms
 from edge_sdk.protocol.quantize import l2_bound
+
+COUNTED_STEPS: Final = 2.0**31 - 1  # of a clip; 32 bits hold no more, so finer rounding is charged without bound
+# Offers with less noise are refused on both sides: one step without sampling has epsilon above 200 at any useful delta.
+LEAST_NOISE: Final = 0.05
+
+
+def too_little_noise(terms: PrivacyTerms) -> bool:
+    """Is there noise, and so little that it protects nobody? Terms without any noise say so themselves."""
+    return 0 < terms.noise_multiplier < LEAST_NOISE
 
 
 def noise_in_mask(terms: PrivacyTerms) -> bool:
@@ -67,8 +77,11 @@ def spend(terms: PrivacyTerms, length: int) -> accounting.Spend:
     """
     if not noise_in_mask(terms):
         return accounting.subsampled_gaussian(terms.sample_rate, terms.noise_multiplier, terms.steps)
+    if not sensitivity(terms) / terms.step < COUNTED_STEPS:
+        return accounting.UNBOUNDED
     l2 = l2_steps(terms, length)
-    variance = (terms.noise_multiplier * sensitivity(terms) / terms.step) ** 2
+    deviation = terms.noise_multiplier * sensitivity(terms) / terms.step
+    variance = deviation * deviation  # not a power: infinity is an answer here, an exception is not
     if terms.unit == "device":
         return accounting.skellam(l2, l2 * math.sqrt(length), variance)
     return accounting.subsampled_skellam(terms.sample_rate, l2, l2 * math.sqrt(length), variance)

@@ -48,6 +48,8 @@ def test_a_field_that_is_wrong_is_named(fields, named):
         ({"noise_multiplier": 1.0, "target_epsilon": 2.0}, "one of them"),
         ({"noise_multiplier": 1.0, "insecure_without_noise": True}, "remove"),
         ({"noise_multiplier": 0.0}, "target_epsilon"),
+        ({"noise_multiplier": 0.01}, "at least 0.05"),
+        ({"target_epsilon": 1e9}, "at least 0.05"),
         ({"noise_multiplier": 1.0, "n_min": 10, "n_max": 5}, "n_max"),
         ({"noise_multiplier": 1.0, "profile": "P16", "n_max": 60_000}, "profile"),
         ({"noise_multiplier": 1.0, "profile": "P16", "step": 1e-5}, "step of"),

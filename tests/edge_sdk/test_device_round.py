@@ -99,6 +99,7 @@ REFUSED = [
     ({"n_min": 6, "honest": 5}, "honest"),
     ({"round_key": ROUND_KEY[:1184] + bytes(32)}, "round-key"),
     ({"noise_multiplier": 0.0}, "privacy"),
+    ({"noise_multiplier": 0.049}, "privacy"),
     ({"insecure_without_noise": True}, "privacy"),
     ({"delta": 0.01}, "privacy"),
     ({"committee": tuple(f"kiosk-{i}" for i in range(5))}, "committee"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import subprocess
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 
 from edge_sdk.privacy.accounting import (
+    CHORD_BELOW,
+    DIFFER_ABOVE,
     NOTHING,
     ORDERS,
-    WHOLE_ORDERS_ABOVE,
+    UNBOUNDED,
     analytic_gaussian_delta,
     analytic_gaussian_epsilon,
     calibrate,
@@ -43,32 +46,32 @@ def opacus_rdp(q, z, steps, orders):
     return compute_rdp(q=q, noise_multiplier=z, steps=steps, orders=orders)
 
 
-def opacus_epsilon(q, z, steps):
+def opacus_epsilon(q, z, steps, delta=DELTA):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from opacus.accountants import RDPAccountant
 
         accountant = RDPAccountant()
         accountant.history = [(z, q, steps)]
-        return accountant.get_epsilon(DELTA)
+        return accountant.get_epsilon(delta)
 
 
-def google(q, z, steps, accountant):
+def google(q, z, steps, accountant, delta=DELTA):
     from dp_accounting import dp_event
 
     logging.disable(logging.WARNING)  # it reports each order that it leaves out
     try:
         step = dp_event.PoissonSampledDpEvent(q, dp_event.GaussianDpEvent(z))
         accountant.compose(dp_event.SelfComposedDpEvent(step, steps))
-        return accountant.get_epsilon(DELTA)
+        return accountant.get_epsilon(delta)
     finally:
         logging.disable(logging.NOTSET)
 
 
-def google_rdp(q, z, steps):
+def google_rdp(q, z, steps, delta=DELTA):
     from dp_accounting import rdp
 
-    return google(q, z, steps, rdp.RdpAccountant())
+    return google(q, z, steps, rdp.RdpAccountant(), delta)
 
 
 def google_pld(q, z, steps):
@@ -89,7 +92,7 @@ def test_the_spend_at_every_order_is_that_of_opacus():
 def test_both_references_and_ours_agree_within_two_percent_and_beyond_that_the_larger_is_charged(q, z, steps):
     ours = epsilon(subsampled_gaussian(q, z, steps), DELTA)
     theirs, second = opacus_epsilon(q, z, steps), google_rdp(q, z, steps)
-    if 0.3 <= ours <= WHOLE_ORDERS_ABOVE:
+    if 0.3 <= ours <= DIFFER_ABOVE:
         assert max(ours, theirs, second) <= 1.02 * min(ours, theirs, second)
     assert ours >= theirs * (1 - 1e-6)
     if abs(theirs - second) > 0.02 * min(theirs, second):
@@ -102,6 +105,36 @@ def test_where_the_references_differ_the_larger_is_charged(q, z, steps):
     theirs, second = opacus_epsilon(q, z, steps), google_rdp(q, z, steps)
     assert second > 1.02 * theirs
     assert ours >= second * (1 - 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("q", "z", "steps", "delta"),
+    [
+        (0.011912, 0.3796, 308, 2.2e-4),  # whole orders alone would say 49
+        (0.01, 0.4, 100, 1e-5),
+        (0.01, 0.5, 2000, 1e-5),
+        (0.002, 0.35, 500, 1e-8),
+        (0.05, 0.6, 1500, 1e-3),
+        (0.042401, 0.3259, 75, 4.8e-4),
+        (0.16241, 0.4091, 83, 3.4e-4),
+    ],
+)
+def test_with_little_noise_too_the_larger_is_charged_and_not_much_more(q, z, steps, delta):
+    ours = epsilon(subsampled_gaussian(q, z, steps), delta)
+    theirs = (opacus_epsilon(q, z, steps, delta), google_rdp(q, z, steps, delta))
+    assert ours >= theirs[0] * (1 - 1e-6)
+    if max(theirs) > 1.02 * min(theirs):
+        assert ours >= max(theirs) * (1 - 1e-6)
+    if ours <= 25:
+        assert ours <= 1.061 * max(theirs)
+
+
+@pytest.mark.parametrize(("q", "z", "delta"), [(0.011912, 0.3796, 2.2e-4), (0.01, 0.5, 1e-5), (0.2, 1.5, 1e-5)])
+def test_one_step_more_never_makes_the_figure_jump(q, z, delta):
+    step = subsampled_gaussian(q, z, 1)
+    figures = [epsilon(tuple(n * order for order in step), delta) for n in range(20, 1500)]
+    assert min(figures) < DIFFER_ABOVE < max(figures)
+    assert all(before < after <= 1.08 * before for before, after in itertools.pairwise(figures))
 
 
 @pytest.mark.parametrize(
@@ -192,6 +225,33 @@ def test_a_finely_quantised_skellam_spends_what_the_gaussian_spends():
     z, grid = 1.3, 10_000.0
     ours = epsilon(skellam(grid, grid * 50, (z * grid) ** 2, steps=4), DELTA)
     assert ours == pytest.approx(epsilon(gaussian(z, 4), DELTA), rel=0.01)
+
+
+@pytest.mark.parametrize("q", [1e-3, 0.3])
+def test_very_little_noise_is_bounded_by_a_chord_that_is_never_below_the_exact_spend(q):
+    z = 0.9 * CHORD_BELOW
+    orders = [1.5, 2.3, 3.0, 5.5, 10.9]
+    ours = [spend for order, spend in zip(ORDERS, subsampled_gaussian(q, z, 1), strict=True) if order in orders]
+    exact = np.array([sampled_gaussian_renyi(q, z, order) for order in orders])
+    assert (ours >= exact * (1 - 1e-6)).all()
+    assert (ours[2:] <= 1.02 * exact[2:]).all(), "below order 2 the chord is far above"
+
+
+def sampled_gaussian_renyi(q, z, order):
+    """The slow oracle: the divergence as a sum over a fine grid."""
+    t = np.linspace(-12.0, order / z + 12.0, 200_001)
+    log_ratio = np.logaddexp(math.log1p(-q), math.log(q) + t / z - 1 / (2 * z * z))
+    terms = order * log_ratio - t * t / 2 - math.log(2 * math.pi) / 2 + math.log(t[1] - t[0])
+    return (terms.max() + math.log(np.exp(terms - terms.max()).sum())) / (order - 1)
+
+
+def test_more_noise_spends_less_where_chords_give_way_to_integrals_and_none_is_counted_at_the_very_least():
+    noises = (1e-4, 2e-3, 0.05, 0.99 * CHORD_BELOW, CHORD_BELOW, 1.01 * CHORD_BELOW)
+    spends = [subsampled_gaussian(0.1, z, 3) for z in noises]
+    assert spends[0] == UNBOUNDED
+    assert math.inf not in spends[1]
+    for less, more in itertools.pairwise(spends):
+        assert all(a >= b for a, b in zip(less, more, strict=True))
 
 
 def test_spends_add_up():
