@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edge_sdk.config import Config
 
 if TYPE_CHECKING:
-    from edge_sdk.protocol.messages import Offer
+    from edge_sdk.privacy.ledger import Ledger
 
 
 def read_status(config: Config, now: float) -> dict[str, Any]:
@@ -112,10 +112,10 @@ def _epoch_key(path: Path, now: float) -> dict[str, Any]:
 
 
 def _privacy(config: Config) -> dict[str, dict[str, dict[str, Any]]]:
-    """Task -> unit -> what was promised and spent (`edge_sdk.privacy.statement`), rounds charged and the budget."""
+    """Task -> unit -> what was spent and what that means, by the terms it was charged under, and the budget."""
     path = config.home / "device.db"
     spent: dict[str, dict[str, dict[str, Any]]] = {}
-    charged = _rows(path, "SELECT task, unit, COUNT(*) FROM privacy_spends GROUP BY task, unit ORDER BY task, unit")
+    charged = _rows(path, "SELECT DISTINCT task, unit FROM privacy_spends ORDER BY task, unit")
     if not charged:
         return spent
     from edge_sdk.privacy.ledger import Ledger
@@ -123,27 +123,22 @@ def _privacy(config: Config) -> dict[str, dict[str, dict[str, Any]]]:
     connection = sqlite3.connect(path, timeout=2.0)
     try:
         ledger = Ledger(connection)
-        for task, unit, rounds in charged:
-            offer = _newest_offer(connection, task)
-            delta = offer.privacy.delta if offer is not None else config.max_delta
-            epsilon = ledger.epsilon(task, unit, delta)
-            stated = _stated(offer, unit, delta, epsilon, rounds)
-            spent.setdefault(task, {})[unit] = {**stated, "epsilon": epsilon, "budget": config.max_epsilon}
+        for task, unit in charged:
+            spent.setdefault(task, {})[unit] = {**_stated(ledger, task, unit, config), "budget": config.max_epsilon}
     finally:
         connection.close()
     return spent
 
 
-def _newest_offer(connection: sqlite3.Connection, task: str) -> Offer | None:
-    from edge_sdk.held_offers import HeldOffers
-
-    return HeldOffers(connection).newest(task)
-
-
-def _stated(offer: Offer | None, unit: str, delta: float, epsilon: float, rounds: int) -> dict[str, Any]:
-    """The statement by the newest offer's terms; without one of this unit, what the ledger alone knows."""
+def _stated(ledger: Ledger, task: str, unit: str, config: Config) -> dict[str, Any]:
+    """`rounds` counts those of an earlier installation (`rounds_carried`), whose terms are not known here."""
     from edge_sdk.privacy.statement import charged, unplaced
 
-    if offer is None or offer.privacy.unit != unit:
-        return unplaced(unit, delta, epsilon, rounds)
-    return charged(offer.privacy, epsilon, rounds, offer.secagg.n_min).to_dict()
+    under, (rounds, carried) = ledger.under(task, unit), ledger.counts(task, unit)
+    delta = config.max_delta if under is None else under.terms.delta
+    epsilon = ledger.epsilon(task, unit, delta)
+    if under is None:
+        stated = unplaced(unit, delta, epsilon, rounds)
+    else:
+        stated = charged(under.terms, epsilon, rounds, under.n_min).to_dict()
+    return {**stated, "epsilon": epsilon, "rounds_carried": carried}

@@ -26,9 +26,9 @@ from edge_sdk.examples_store import Example, ExamplesStore
 from edge_sdk.held_offers import HeldOffers
 from edge_sdk.journal import Journal
 from edge_sdk.outbox import Outbox, seal_upload
-from edge_sdk.privacy import accounting
+from edge_sdk.privacy import accounting, statement
 from edge_sdk.privacy.charges import sigma_steps, spend
-from edge_sdk.privacy.ledger import BudgetSpent, Ledger
+from edge_sdk.privacy.ledger import BudgetSpent, Ledger, Under
 from edge_sdk.privacy.mechanism import SkellamSampler
 from edge_sdk.protocol import codec, roster
 from edge_sdk.protocol.errors import OfferRefused, RemoteProtocolError
@@ -197,6 +197,10 @@ class RoundWork:
         spent = self._ledger.epsilon(offer.task, terms.unit, terms.delta)
         facts: dict[str, Any] = {"unit": terms.unit, "placement": terms.placement, "delta": terms.delta}
         facts |= {"epsilon_after": spent, "without_noise": terms.insecure_without_noise}
+        if not terms.insecure_without_noise:
+            rounds, _ = self._ledger.counts(offer.task, terms.unit)
+            said = statement.charged(terms, spent, rounds, offer.secagg.n_min)
+            facts |= {"adjacency": said.adjacency, "accountant": said.accountant, "against": said.against}
         self._note("upload", offer, offer=digest.hex(), consent=offer.consent, **facts)
 
     def _note(self, kind: str, about: Offer, **data: Any) -> None:
@@ -234,7 +238,7 @@ class RoundWork:
             return
         cost = spend(terms, offer.length)
         self._check_budget(offer, cost)
-        self._ledger.charge(offer.task, terms.unit, offer.round, cost)
+        self._ledger.charge(offer.task, terms.unit, offer.round, cost, Under(terms, offer.secagg.n_min))
 
     # -- training --------------------------------------------------------------------------------------------------
 

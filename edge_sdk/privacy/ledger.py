@@ -2,20 +2,23 @@
 
 Never commits: a charge belongs to the transaction that releases what it pays for. One round of a task is
 charged once per unit, however often it is retried; a second, different charge for it is refused. What an earlier
-installation of the device had spent is carried in as round 0 (SPEC 7.8) and counts like everything else.
+installation of the device had spent is carried in as round 0 (SPEC 7.8) and counts like everything else. A budget is
+held against all units of a task together: a record is inside a customer, and a customer inside a device.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
+
+import msgspec
 
 from edge_sdk.privacy.accounting import ACCOUNTANT_VERSION, Spend, compose, epsilon
 from edge_sdk.privacy.curves import LedgerError, above, pack, unpack
-from edge_sdk.protocol.messages import SpentEntry
+from edge_sdk.protocol.messages import PrivacyTerms, SpentEntry
 
-__all__ = ["CARRIED", "MOST_ENTRIES", "BudgetSpent", "Ledger", "LedgerError"]
+__all__ = ["CARRIED", "MOST_ENTRIES", "BudgetSpent", "Ledger", "LedgerError", "Under"]
 
 CARRIED: Final = 0  # the round that an earlier installation's spend is kept under; offers begin at 1
 MOST_ENTRIES: Final = 24  # of a Spent message
@@ -34,7 +37,19 @@ _TABLES: Final = (
     ) WITHOUT ROWID""",
     # Which tasks were charged last, for a message that has room for the newest alone.
     "CREATE TABLE IF NOT EXISTS privacy_newest (task TEXT PRIMARY KEY, place INTEGER NOT NULL)",
+    # The terms that were charged under, each with the newest round: what a figure means, once its offers are gone.
+    """CREATE TABLE IF NOT EXISTS privacy_terms (
+        task TEXT NOT NULL, unit TEXT NOT NULL, terms BLOB NOT NULL, n_min INTEGER NOT NULL, round INTEGER NOT NULL,
+        PRIMARY KEY (task, unit, terms, n_min)
+    ) WITHOUT ROWID""",
 )
+
+
+class Under(NamedTuple):
+    """What a round was charged under. `n_min`: the smallest cohort that its offer let be opened."""
+
+    terms: PrivacyTerms
+    n_min: int
 
 
 class BudgetSpent(LedgerError):
@@ -57,7 +72,16 @@ class Ledger:
             " GROUP BY accountant, spend",
             (task, unit),
         )
-        return compose(tuple(n * value for value in unpack(version, blob)) for version, blob, n in rows)
+        return _total(rows)
+
+    def of_task(self, task: str) -> Spend:
+        """Everything charged so far for any unit of the task: a bound for each of them, for the smallest above all."""
+        return _total(
+            self._connection.execute(
+                "SELECT accountant, spend, count(*) FROM privacy_spends WHERE task = ? GROUP BY accountant, spend",
+                (task,),
+            )
+        )
 
     def rounds(self, task: str, unit: str) -> list[int]:
         """The rounds charged by this installation, in order."""
@@ -67,27 +91,52 @@ class Ledger:
         )
         return [number for (number,) in rows]
 
+    def counts(self, task: str, unit: str) -> tuple[int, int]:
+        """(rounds charged in all, those of them that an earlier installation had charged)."""
+        carried, _ = self._carried(task, unit)
+        return len(self.rounds(task, unit)) + carried, carried
+
+    def under(self, task: str, unit: str) -> Under | None:
+        """The terms that a figure of the task and unit must be read by: the delta of the newest charge, and of all
+        charges the placement that promises least and needs the largest share of honest devices.
+
+        None where no charge of this installation is known with its terms.
+        """
+        rows = self._connection.execute(
+            "SELECT terms, n_min FROM privacy_terms WHERE task = ? AND unit = ? ORDER BY round DESC", (task, unit)
+        ).fetchall()
+        found = [Under(msgspec.msgpack.decode(blob, type=PrivacyTerms), n_min) for blob, n_min in rows]
+        if not found:
+            return None
+        weakest = max(found, key=lambda u: (u.terms.placement == "shared", u.terms.honest / max(1, u.n_min)))
+        return weakest._replace(terms=msgspec.structs.replace(weakest.terms, delta=found[0].terms.delta))
+
     def epsilon(self, task: str, unit: str, delta: float) -> float:
         """Epsilon spent so far at `delta`; 0.0 before the first charge."""
         return epsilon(self.spent(task, unit), delta)
 
     def check(self, task: str, unit: str, spend: Spend, budget_epsilon: float, delta: float) -> None:
-        """Raise BudgetSpent where `spend` on top of what is charged exceeds `budget_epsilon` at `delta`."""
-        spent = self.spent(task, unit)
+        """Raise BudgetSpent where `spend` on top of all that the task was charged exceeds the budget at `delta`.
+
+        For every unit all units' charges count: an offer of another unit starts no new budget for the same people.
+        """
+        spent = self.of_task(task)
         after = epsilon(compose([spent, spend]), delta)
         if after <= budget_epsilon:
             return
         now = epsilon(spent, delta)
         raise BudgetSpent(
             "budget-spent",
-            f"task {task!r} has spent epsilon {now:.3f} of {budget_epsilon:g} for each {unit} (delta {delta:g}), "
+            f"task {task!r} has spent epsilon {now:.3f} of {budget_epsilon:g} for each {unit} (delta {delta:g}; "
+            f"one {unit} added or removed; Renyi, version {ACCOUNTANT_VERSION}; charges of all units of the task), "
             f"{max(0.0, budget_epsilon - now):.3f} is left, and this round would bring it to {after:.3f}: "
             "wait for a round with more noise or fewer steps, or have the privacy officer raise the budget",
         )
 
-    def charge(self, task: str, unit: str, round_number: int, spend: Spend) -> bool:
+    def charge(self, task: str, unit: str, round_number: int, spend: Spend, under: Under | None = None) -> bool:
         """Enter the spend inside the caller's transaction; False where this very charge is already there.
 
+        `under`: its terms, kept for whoever shows the figure.
         Raises LedgerError where the round was charged a different spend, or is no round, or the spend is none.
         """
         blob = pack(spend)
@@ -104,6 +153,8 @@ class Ledger:
                 "INSERT OR REPLACE INTO privacy_newest SELECT ?, coalesce(max(place), 0) + 1 FROM privacy_newest",
                 (task,),
             )
+            if under is not None:
+                self._keep(key, under)
             return True
         if row[0] != blob:
             raise LedgerError(
@@ -112,6 +163,14 @@ class Ledger:
                 "resend the update that was paid for, or skip to the next round",
             )
         return False
+
+    def _keep(self, key: tuple[str, str, int], under: Under) -> None:
+        task, unit, number = key
+        self._connection.execute(
+            "INSERT INTO privacy_terms VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+            " round = max(round, excluded.round)",
+            (task, unit, msgspec.msgpack.encode(under.terms), under.n_min, number),
+        )
 
     # -- across installations --------------------------------------------------------------------------------------
 
@@ -157,13 +216,22 @@ class Ledger:
             "SELECT count(*), coalesce(max(round), 0) FROM privacy_spends WHERE task = ? AND unit = ? AND round > ?",
             (task, unit, CARRIED),
         ).fetchone()
-        carried = self._connection.execute(
-            "SELECT rounds, last_round FROM privacy_carried WHERE task = ? AND unit = ?", (task, unit)
-        ).fetchone() or (0, 0)
+        carried = self._carried(task, unit)
         curve = pack(self.spent(task, unit))
         rounds, last = rounds + carried[0], max(last, carried[1])
         return SpentEntry(task, unit, rounds, last, ACCOUNTANT_VERSION, curve)  # type: ignore[arg-type] # a unit's name
 
+    def _carried(self, task: str, unit: str) -> tuple[int, int]:
+        """(rounds, the last of them) of an earlier installation."""
+        row = self._connection.execute(
+            "SELECT rounds, last_round FROM privacy_carried WHERE task = ? AND unit = ?", (task, unit)
+        ).fetchone()
+        return (int(row[0]), int(row[1])) if row else (0, 0)
+
     def place(self) -> int:
         """A number that grows with every charge: whoever told the ledger asks whether there is more to tell."""
         return int(self._connection.execute("SELECT coalesce(max(place), 0) FROM privacy_newest").fetchone()[0])
+
+
+def _total(rows: Iterable[tuple[int, bytes, int]]) -> Spend:
+    return compose(tuple(n * value for value in unpack(version, blob)) for version, blob, n in rows)

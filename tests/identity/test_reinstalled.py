@@ -83,7 +83,9 @@ def test_a_wiped_device_refuses_what_it_would_have_refused(fleet: Fleet, tmp_pat
     assert ledger.epsilon("intent", "customer", DELTA) == pytest.approx(budget)
     with pytest.raises(BudgetSpent):
         ledger.check("intent", "customer", ONE, budget * 1.0001, DELTA)
-    ledger.check("intent", "record", ONE, budget, DELTA)  # another unit has an account of its own
+    with pytest.raises(BudgetSpent):
+        ledger.check("intent", "record", ONE, budget * 1.0001, DELTA)  # the same people, by another name
+    ledger.check("churn", "customer", ONE, budget, DELTA)
     assert ledger.rounds("intent", "customer") == []
     connection.close()
 

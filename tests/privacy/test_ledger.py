@@ -7,11 +7,19 @@ import sqlite3
 import pytest
 
 from edge_sdk.privacy.accounting import NOTHING, compose, epsilon, subsampled_gaussian
-from edge_sdk.privacy.ledger import BudgetSpent, Ledger, LedgerError
+from edge_sdk.privacy.ledger import BudgetSpent, Ledger, LedgerError, Under
+from edge_sdk.protocol.messages import PrivacyTerms
 
 DELTA = 1e-5
 SPEND = subsampled_gaussian(0.1, 1.0, 20)
 OTHER = subsampled_gaussian(0.1, 2.0, 20)
+
+
+def terms(**changed):
+    noise = {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "per_customer": 32, "sample_rate": 0.1, "steps": 10}
+    wire = {"clip": 1.0, "step": 2.0**-10, "insecure_without_noise": False, "expected_batch": 50}
+    rest = {"unit": "record", "placement": "local", "learning_rate": 0.1, "delta": DELTA, "honest": 1}
+    return PrivacyTerms(**{**noise, **wire, **rest, **changed})
 
 
 @pytest.fixture
@@ -100,6 +108,31 @@ def test_a_check_alone_spends_nothing(connection):
     ledger = Ledger(connection)
     ledger.check("intent", "record", SPEND, 10.0, DELTA)
     assert ledger.spent("intent", "record") == NOTHING
+
+
+@pytest.mark.parametrize("unit", ["record", "customer", "device"])
+def test_an_offer_of_another_unit_starts_no_new_budget(connection, unit):
+    ledger, budget = Ledger(connection), epsilon(compose([SPEND] * 2), DELTA) * 1.001
+    for number, charged in enumerate({"record", "customer", "device"} - {unit}, 1):
+        ledger.check("intent", charged, SPEND, budget, DELTA)
+        ledger.charge("intent", charged, number, SPEND)
+    with pytest.raises(BudgetSpent, match="charges of all units"):
+        ledger.check("intent", unit, SPEND, budget, DELTA)
+    ledger.check("churn", unit, SPEND, budget, DELTA)
+    assert ledger.spent("intent", unit) == NOTHING
+
+
+def test_the_terms_of_a_figure_are_those_it_was_charged_under_the_weakest_of_them(connection):
+    ledger = Ledger(connection)
+    assert ledger.under("intent", "record") is None
+    local, shared = (Under(terms(placement=place, honest=n), 40) for place, n in (("local", 1), ("shared", 30)))
+    ledger.charge("intent", "record", 1, SPEND, local)
+    assert ledger.under("intent", "record") == local
+    ledger.charge("intent", "record", 2, SPEND, shared)
+    last = Under(terms(delta=1e-6), 40)
+    ledger.charge("intent", "record", 3, SPEND, last)
+    assert ledger.under("intent", "record") == Under(terms(placement="shared", honest=30, delta=1e-6), 40)
+    assert ledger.under("intent", "device") is None
 
 
 def test_a_spend_without_noise_is_refused_by_every_finite_budget(connection):
