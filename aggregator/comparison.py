@@ -38,6 +38,7 @@ def said(alarm: Alarm) -> str:
 
 
 REMEDIES = {
+    "counter-back": "its disk was restored from a copy, or two devices use its key: revoke it, then enrol it anew",
     "charged-less": "its disk was reset or restored, or its software does not charge: revoke it, then enrol it anew",
     "charged-more": "it took offers that are not ours, or our database was restored from a copy: see the audit log",
     "other-accountant": "update the older of the two sides",

@@ -1,7 +1,8 @@
 """What every model and every device has spent, entered in the transaction that spends it (SPEC 7.8).
 
-A round's cost is known when it is offered; the model is charged when the sum is opened, a device when its upload is
-accepted. What a device says of its own ledger is kept, compared, and given back when the device is enrolled anew.
+A round's cost is known when it is offered; the model is charged when its sum can be read, used or not, a device when
+its upload is accepted. What a device says of its own ledger is kept, compared with ours and with what it said before,
+and given back when the device is enrolled anew.
 Refuses (TaskRefused) a round that would take a task over its budget. Reads no clock.
 """
 
@@ -26,6 +27,8 @@ from edge_sdk.protocol.errors import MalformedMessage, UnexpectedMessage
 from edge_sdk.protocol.messages import Offer, PrivacyTerms, Spent, SpentEntry
 
 log = logging.getLogger(__name__)
+SEEN: Final = 64  # messages of a device that are known again
+COUNTER_BACK: Final = "counter-back"
 Source = Literal["accepted", "reported", "carried"]
 SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS curves (digest BLOB PRIMARY KEY, accountant INTEGER NOT NULL, spend BLOB NOT NULL)",
@@ -37,8 +40,16 @@ SCHEMA: Final = (
         device TEXT NOT NULL, task TEXT NOT NULL, unit TEXT NOT NULL, source TEXT NOT NULL, rounds INTEGER NOT NULL,
         last_round INTEGER NOT NULL, accountant INTEGER NOT NULL, spend BLOB NOT NULL,
         PRIMARY KEY (device, task, unit, source)) WITHOUT ROWID""",
+    # Of its accepted uploads, since it was last enrolled: what goes on top of what was stated to it then.
+    """CREATE TABLE IF NOT EXISTS accepted_since (
+        device TEXT NOT NULL, task TEXT NOT NULL, unit TEXT NOT NULL, rounds INTEGER NOT NULL,
+        accountant INTEGER NOT NULL, spend BLOB NOT NULL, PRIMARY KEY (device, task, unit)) WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS spent_frames (
         device TEXT PRIMARY KEY, counter INTEGER NOT NULL, at REAL NOT NULL, frame BLOB NOT NULL)""",
+    # The newest messages, so that one that is only delivered again is told from one of a restored disk.
+    """CREATE TABLE IF NOT EXISTS spent_seen (
+        device TEXT NOT NULL, counter INTEGER NOT NULL, digest BLOB NOT NULL,
+        PRIMARY KEY (device, counter, digest)) WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS ledger_alarms (
         device TEXT NOT NULL, task TEXT NOT NULL, unit TEXT NOT NULL, kind TEXT NOT NULL, since REAL NOT NULL,
         at REAL NOT NULL, times INTEGER NOT NULL, standing INTEGER NOT NULL, detail TEXT NOT NULL,
@@ -115,10 +126,10 @@ class Ledger:
         row = (task, number, terms.unit, terms.delta, digest, at)
         self._db.execute("INSERT OR IGNORE INTO round_charges VALUES (?, ?, ?, ?, ?, ?, NULL)", row)
 
-    def opened(self, task: str, number: int, at: float) -> None:
-        """Charge the model; in the transaction that makes the checkpoint of the opened sum durable."""
+    def opened(self, task: str, number: int, at: float) -> bool:
+        """Charge the model, once; False where it was. In the transaction that keeps what became of the sum."""
         statement = "UPDATE round_charges SET opened_at = ? WHERE task = ? AND number = ? AND opened_at IS NULL"
-        self._db.execute(statement, (at, task, number))
+        return self._db.execute(statement, (at, task, number)).rowcount > 0
 
     def model(self, task: str) -> ModelSpend | None:
         """What the task's opened sums have spent; None before its first offer. Of several units, that of the last."""
@@ -193,11 +204,21 @@ class Ledger:
         unit, accountant, spend = rows[0]
         if not any(unpack(accountant, spend)):
             return
+        one = Account(device, task, unit, "accepted", 1, number, ACCOUNTANT_VERSION, spend)
         before = self._account(device, task, unit, "accepted")
-        rounds, total = 1, unpack(accountant, spend)
-        if before is not None:
-            rounds, total = before.rounds + 1, accounting.compose([unpack(before.accountant, before.spend), total])
-        self._put(Account(device, task, unit, "accepted", rounds, number, ACCOUNTANT_VERSION, pack(total)))
+        self._put(one if before is None else _together(before, one))
+        since = self._since(device).get((task, unit))
+        total = one if since is None else _together(since, one)
+        row = (device, task, unit, total.rounds, total.accountant, total.spend)
+        self._db.execute("INSERT OR REPLACE INTO accepted_since VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def _since(self, device: str) -> dict[tuple[str, str], Account]:
+        """What was accepted from a device since it was last enrolled."""
+        found = "SELECT task, unit, rounds, accountant, spend FROM accepted_since WHERE device = ?"
+        return {
+            (task, unit): Account(device, task, unit, "accepted", rounds, 0, accountant, spend)
+            for task, unit, rounds, accountant, spend in self._rows(found, device)
+        }
 
     def accounts(self, device: str | None = None, task: str | None = None) -> list[Account]:
         """Every account, by device, task, unit and source."""
@@ -217,36 +238,60 @@ class Ledger:
     def report(self, device: str, spent: Spent, frame: bytes, *, enrolled_at: float, now: float) -> list[Alarm]:
         """Keep a device's ledger and compare it with ours; in a transaction. Returns the alarms that are new.
 
-        Raises UnexpectedMessage "repeat" for a counter that does not grow, MalformedMessage "body" for a curve that is
-        none.
+        A counter that does not grow is an alarm: the device signed another message under it, or a later one, before.
+        What it said before is kept where it was more. Raises UnexpectedMessage "repeat" for a message that is only
+        delivered again, MalformedMessage "body" for a curve that is none.
         """
-        known = self._rows("SELECT counter FROM spent_frames WHERE device = ?", device)
-        if known and spent.counter <= known[0][0]:
+        digest = hashlib.sha256(frame).digest()
+        seen = "SELECT 1 FROM spent_seen WHERE device = ? AND counter = ? AND digest = ?"
+        if self._rows(seen, device, spent.counter, digest):
             raise UnexpectedMessage(f"counter {spent.counter} was seen", reason="repeat")
         _check_curves(spent)
-        row = (device, spent.counter, now, frame)
-        self._db.execute("INSERT OR REPLACE INTO spent_frames VALUES (?, ?, ?, ?)", row)
+        before = {(a.task, a.unit): a for a in self.accounts(device) if a.source == "reported"}
+        back = self._keep(device, spent, frame, digest, now)
         for entry in spent.entries:
             numbers = (entry.rounds, entry.last_round, entry.accountant)
-            self._put(Account(device, entry.task, entry.unit, "reported", *numbers, entry.curve))
-        return self._compare(device, spent, enrolled_at, now)
+            new = Account(device, entry.task, entry.unit, "reported", *numbers, entry.curve)
+            old = before.get((entry.task, entry.unit))
+            same = old is not None and old.accountant == new.accountant == ACCOUNTANT_VERSION
+            self._put(_larger(old, new) if old is not None and same else new)
+        found = self._compare(device, spent, before, enrolled_at)
+        if back:
+            keys = {(entry.task, entry.unit) for entry in spent.entries} | set(before)
+            found |= {(*key, COUNTER_BACK): back for key in keys}
+        return self._alarm(device, found, now)
+
+    def _keep(self, device: str, spent: Spent, frame: bytes, digest: bytes, now: float) -> str:
+        """Keep the frame of the largest counter; in words how a counter went back, "" where it did not."""
+        self._db.execute("INSERT INTO spent_seen VALUES (?, ?, ?)", (device, spent.counter, digest))
+        known = self._rows("SELECT counter FROM spent_frames WHERE device = ?", device)
+        if known and spent.counter <= known[0][0]:
+            return f"its message {spent.counter} came after its message {known[0][0]}, and is not the one we had"
+        row = (device, spent.counter, now, frame)
+        self._db.execute("INSERT OR REPLACE INTO spent_frames VALUES (?, ?, ?, ?)", row)
+        self._db.execute("DELETE FROM spent_seen WHERE device = ? AND counter <= ?", (device, spent.counter - SEEN))
+        return ""
 
     def frame(self, device: str) -> bytes | None:
         """The newest Spent message of a device, as it signed it."""
         return next((frame for (frame,) in self._rows("SELECT frame FROM spent_frames WHERE device = ?", device)), None)
 
-    def _compare(self, device: str, spent: Spent, enrolled_at: float, now: float) -> list[Alarm]:
+    def _compare(
+        self, device: str, spent: Spent, before: dict[tuple[str, str], Account], enrolled_at: float
+    ) -> dict[tuple[str, str, str], str]:
+        """(task, unit, kind) -> in words, of every difference. `before`: what the device said until now."""
         said: dict[tuple[str, str], SpentEntry] = {(entry.task, entry.unit): entry for entry in spent.entries}
         full = len(said) >= MOST_ENTRIES
         ours = {(a.task, a.unit) for a in self.accounts(device) if a.source == "accepted"}
         found: dict[tuple[str, str, str], str] = {}
-        for key in ours | set(said):
+        for key in ours | set(said) | set(before):
             if key not in said and full:
                 continue  # the message has room for the newest tasks alone
-            difference = self._difference(device, key, said.get(key), enrolled_at)
+            difference = _less_than_before(before.get(key), said.get(key))
+            difference = difference or self._difference(device, key, said.get(key), enrolled_at)
             if difference is not None:
                 found[key[0], key[1], difference[0]] = difference[1]
-        return self._alarm(device, found, now)
+        return found
 
     def _difference(
         self, device: str, key: tuple[str, str], said: SpentEntry | None, enrolled_at: float
@@ -276,7 +321,9 @@ class Ledger:
     def _alarm(self, device: str, found: dict[tuple[str, str, str], str], now: float) -> list[Alarm]:
         standing = {(a.task, a.unit, a.kind) for a in self.alarms(device) if a.standing}
         if standing:
-            self._db.execute("UPDATE ledger_alarms SET standing = 0 WHERE device = ?", (device,))
+            # A counter that went back stays so: what was lost between comes back with a new enrolment alone.
+            settled = "UPDATE ledger_alarms SET standing = 0 WHERE device = ? AND kind != ?"
+            self._db.execute(settled, (device, COUNTER_BACK))
         for (task, unit, kind), detail in found.items():
             self._db.execute(
                 "INSERT INTO ledger_alarms VALUES (?, ?, ?, ?, ?, ?, 1, 1, ?) ON CONFLICT DO UPDATE"
@@ -296,19 +343,30 @@ class Ledger:
 
     def carry_over(self, device: str) -> tuple[SpentEntry, ...]:
         """What a device that is enrolled (again) under this name has spent, by all that is known; in the transaction
-        that enrols it. Its own messages are counted anew from here. What it said by another accountant is left out:
-        of that, what was accepted from it has been charged by this one too."""
-        best: dict[tuple[str, str], Account] = {}
-        for account in self.accounts(device):
-            if account.accountant == ACCOUNTANT_VERSION:
-                key = (account.task, account.unit)
-                best[key] = _larger(best[key], account) if key in best else account
+        that enrols it: the larger of what it said, and what was stated to it last with what was accepted since. Its
+        own messages are counted anew from here. What it said by another accountant is left out: of that, what was
+        accepted from it has been charged by this one too."""
+        best = self._known(device)
         for account in best.values():
             self._put(account._replace(source="carried"))
         self._db.execute("DELETE FROM device_spends WHERE device = ? AND source = 'reported'", (device,))
-        self._db.execute("DELETE FROM spent_frames WHERE device = ?", (device,))
+        for table in ("accepted_since", "spent_frames", "spent_seen"):
+            self._db.execute(f"DELETE FROM {table} WHERE device = ?", (device,))
+        self._db.execute("UPDATE ledger_alarms SET standing = 0 WHERE device = ? AND kind = ?", (device, COUNTER_BACK))
         newest = sorted(best.values(), key=lambda a: (-a.last_round, a.task, a.unit))[:MOST_STATED]
         return tuple(SpentEntry(a.task, a.unit, *a[4:]) for a in newest)  # type: ignore[arg-type] # a unit's name
+
+    def _known(self, device: str) -> dict[tuple[str, str], Account]:
+        """By task and unit the most that is known of a device, in its present accountant's curves."""
+        best: dict[tuple[str, str], Account] = {}
+        since = self._since(device)
+        for account in self.accounts(device):
+            if account.accountant == ACCOUNTANT_VERSION:
+                key = (account.task, account.unit)
+                later = since.get(key) if account.source == "carried" else None
+                known = account if later is None else _together(account, later)
+                best[key] = _larger(best[key], known) if key in best else known
+        return best
 
     # -- older homes
 
@@ -318,8 +376,11 @@ class Ledger:
 
         Raises HomeRefused for a round whose offer this version cannot read: its cost must not be forgotten."""
         stale = self._rows("SELECT 1 FROM curves WHERE accountant != ? LIMIT 1", ACCOUNTANT_VERSION)
+        read = dict[tuple[str, int], float]()
         if stale:
-            for table in ("round_charges", "curves", "device_spends WHERE source = 'accepted'"):
+            charged = "SELECT task, number, opened_at FROM round_charges WHERE opened_at IS NOT NULL"
+            read = {(task, number): at for task, number, at in self._rows(charged)}
+            for table in ("round_charges", "curves", "device_spends WHERE source = 'accepted'", "accepted_since"):
                 self._db.execute(f"DELETE FROM {table}")
         missing = self._rows(
             "SELECT r.task, r.number, r.frame, c.at FROM rounds r LEFT JOIN checkpoints c USING (task, number)"
@@ -333,8 +394,9 @@ class Ledger:
                 what = f"round {number} of task {task} was offered by a version that this one cannot read"
                 raise HomeRefused(what, "go on with that version, or make a new home") from error
             self.offered(task, number, offer.privacy, offer.length, float(offer.issued_at))
-            if opened_at is not None:
-                self.opened(task, number, opened_at)
+            read_at = read.get((task, number), opened_at)
+            if read_at is not None:
+                self.opened(task, number, read_at)
             in_it = "SELECT device FROM uploads WHERE task = ? AND number = ? AND state IN ('accepted', 'summed')"
             for (device,) in self._rows(in_it, task, number):
                 self.accepted(device, task, number)
@@ -351,6 +413,25 @@ def _check_curves(spent: Spent) -> None:
 
 def _within(first: Iterable[float], second: Iterable[float]) -> bool:
     return all(at_most(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _less_than_before(before: Account | None, said: SpentEntry | None) -> tuple[str, str] | None:
+    """(kind, in words) where a device says less than it said in an earlier message."""
+    if before is None or before.accountant != ACCOUNTANT_VERSION:
+        return None
+    if said is not None and said.accountant != ACCOUNTANT_VERSION:
+        return None
+    theirs = NOTHING if said is None else unpack(said.accountant, said.curve)
+    if _within(unpack(before.accountant, before.spend), theirs):
+        return None
+    return "charged-less", f"it has charged {said.rounds if said else 0} rounds, and said {before.rounds} before"
+
+
+def _together(first: Account, second: Account) -> Account:
+    """Both accounts, one after the other."""
+    spend = accounting.compose([unpack(first.accountant, first.spend), unpack(second.accountant, second.spend)])
+    rounds, last = first.rounds + second.rounds, max(first.last_round, second.last_round)
+    return first._replace(rounds=rounds, last_round=last, accountant=ACCOUNTANT_VERSION, spend=pack(spend))
 
 
 def _larger(first: Account, second: Account) -> Account:

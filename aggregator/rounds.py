@@ -245,16 +245,22 @@ class Rounds:
         began = self._clock()
         opened, wait = self._openings.open(live.terms, live.grouping, live.state)
         if wait:
-            return SumRefused(wait), nothing_more
+            return SumRefused(wait), partial(self._charge_unused, live, wait)
         try:
             sha256, facts = self._releases.average(self._live.task(live.state.task), live.terms, opened)
         except ModelRefused as error:
-            return SumRefused(error.reason), nothing_more
+            return SumRefused(error.reason), partial(self._charge_unused, live, error.reason)
         self._openings.say_wrong(live.terms, opened, [group["reason"] for group in facts["groups"]], began)
         self._hook("averaging")
         live.stats = {**live.stats, **facts, "sha256": sha256}
         live.stats["seconds"] = {**live.stats["seconds"], "averaging": round(self._clock() - began, 3)}
         return SumOpened(), lambda: self._commit(live, sha256, facts["parent"])
+
+    def _charge_unused(self, live: LiveRound, reason: str) -> None:
+        """Enough answers were put together to read the sum: it is spent, whatever becomes of the round."""
+        task, number = live.terms.name
+        if self.ledger.opened(task, number, self._clock()):
+            self._live.audit(self._clock(), "sum-refused", task, number, reason=reason[:300])
 
     def _commit(self, live: LiveRound, sha256: str, parent: str) -> None:
         task, number = live.terms.name

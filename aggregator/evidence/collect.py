@@ -316,11 +316,11 @@ def _intact(store: Store) -> bool:
 
 
 def _adds_up(store: Store, task: str) -> bool:
-    """The ledger's figure is the sum over its rounds, and every opened sum was charged."""
+    """The ledger's figure is the sum over its rounds, and every opened sum was charged, used or not."""
     ledger = Ledger(store.connection)
     by_round, opened = ledger.by_round(task), store.averaged_rounds(task)
     last = by_round[-1][2] if by_round else 0.0
-    return len(by_round) == opened and at_most(last, ledger.epsilon(task)) and at_most(ledger.epsilon(task), last)
+    return len(by_round) >= opened and at_most(last, ledger.epsilon(task)) and at_most(ledger.epsilon(task), last)
 
 
 def _served(source: Source, task: str) -> bool:

@@ -9,11 +9,14 @@ import pytest
 from small_fleet import SmallFleet, first_model
 
 from aggregator import ledger_report, tasks
-from aggregator.errors import HomeRefused, TaskRefused
+from aggregator.comparison import said
+from aggregator.errors import HomeRefused, ModelRefused, TaskRefused
 from aggregator.ledger import Ledger, cost
+from aggregator.releasing import Releases
 from edge_sdk.artifact.weights import read_vector
 from edge_sdk.privacy.accounting import ACCOUNTANT_VERSION, compose, epsilon
 from edge_sdk.privacy.curves import pack
+from edge_sdk.privacy.curves import unpack as unpack_curve
 from edge_sdk.privacy.ledger import Ledger as DeviceLedger
 from edge_sdk.protocol.codec import unpack
 from edge_sdk.protocol.errors import MalformedMessage, UnexpectedMessage
@@ -83,7 +86,16 @@ def offer_rounds(ledger, count, at=1000.0):
 def report(ledger, counter, *entries, enrolled_at=0.0):
     """The kinds of the alarms that are new."""
     told = Spent(counter, entries)
-    return [a.kind for a in ledger.report("kiosk-1", told, b"frame", enrolled_at=enrolled_at, now=5000.0 + counter)]
+    frame, now = msgspec.msgpack.encode(told), 5000.0 + counter
+    return [a.kind for a in ledger.report("kiosk-1", told, frame, enrolled_at=enrolled_at, now=now)]
+
+
+def no_model(*_):
+    raise ModelRefused("a weight is not finite", "lower the learning rate", reason="not-finite")
+
+
+def audit_rows(fleet):
+    return fleet.service.store.connection.execute("SELECT CAST(entry AS BLOB) FROM audit_log").fetchall()
 
 
 # -- models
@@ -142,6 +154,29 @@ def test_a_round_that_was_not_opened_costs_the_model_nothing_and_the_devices_wha
     assert ledger.model("churn").rounds == 1
     assert ledger.epsilon("churn") == epsilon(one, offer.privacy.delta)
     assert ledger.accounts("device-0")[0].spend == pack(compose([one, one]))
+
+
+def test_a_sum_that_could_be_read_is_charged_though_its_round_is_aborted(fleet):
+    send = fleet.devices[0].send
+    fleet.devices[0].send = lambda offer, digest, plain: send(offer, digest, plain[:-40] + bytes(range(40)))
+    start(fleet)
+    fleet.run(ended(fleet))
+    row = fleet.rounds()[0]
+    assert (row.phase, row.reason) == ("aborted", "canaries")
+    assert ledger_of(fleet).model("churn").rounds == 1
+    assert sum(b"sum-refused" in entry for (entry,) in audit_rows(fleet)) == 1
+    db = fleet.service.store.connection
+    db.execute("UPDATE curves SET accountant = 0")  # a new accountant counts all anew, this one too
+    fleet.restart()
+    assert ledger_of(fleet).model("churn").rounds >= 1
+
+
+def test_a_sum_whose_model_is_no_model_is_charged_too(fleet, monkeypatch):
+    monkeypatch.setattr(Releases, "average", no_model)
+    start(fleet, rounds=1)
+    fleet.run(ended(fleet))
+    assert (fleet.phase(), fleet.rounds()[0].reason) == ("aborted", "not-finite")
+    assert ledger_of(fleet).model("churn").rounds == 1
 
 
 @pytest.mark.parametrize("phase", ["collecting", "averaging", "averaged", "released"])
@@ -212,7 +247,8 @@ def test_equal_ledgers_raise_no_alarm(ledger):
     ledger.accepted("kiosk-1", "churn", 1)
     ledger.accepted("kiosk-1", "churn", 2)
     assert report(ledger, 1, entry(2, rounds_cost(2))) == []
-    assert ledger.frame("kiosk-1") == b"frame"
+    told = Spent(1, (entry(2, rounds_cost(2)),))
+    assert ledger.frame("kiosk-1") == msgspec.msgpack.encode(told)
 
 
 def test_a_device_that_charged_less_than_was_accepted_from_it_is_alarmed_once_and_may_recover(ledger):
@@ -248,7 +284,7 @@ def test_a_task_that_nobody_offered_is_an_alarm(ledger):
 def test_a_repeat_and_a_curve_that_is_none_are_refused(ledger):
     report(ledger, 5, entry(0, rounds_cost(0)))
     with pytest.raises(UnexpectedMessage, match="was seen"):
-        report(ledger, 5)
+        report(ledger, 5, entry(0, rounds_cost(0)))
     short = SpentEntry("churn", "record", 1, 1, ACCOUNTANT_VERSION, bytes(16))
     with pytest.raises(MalformedMessage):
         report(ledger, 6, short)
@@ -281,6 +317,44 @@ def test_what_a_device_says_is_kept_compared_and_shown_through_the_whole_service
     assert ledger_report.gather(fleet.service.store, device=honest.name)["alarms"] == []
 
 
+def test_a_disk_restored_from_a_copy_is_an_alarm_until_the_device_is_enrolled_anew(ledger):
+    offer_rounds(ledger, 100)
+    for count in range(1, 41):  # 40 uploads left it, none was accepted yet
+        assert report(ledger, count, entry(count, rounds_cost(count))) == []
+    # back to where two were charged, and on from there: each figure alone could be true
+    assert report(ledger, 3, entry(3, rounds_cost(3), last=41)) == ["charged-less", "counter-back"]
+    for counter in range(4, 42):
+        assert report(ledger, counter, entry(counter, rounds_cost(counter), last=100)) == []
+    standing = {alarm.kind: alarm for alarm in ledger.alarms() if alarm.standing}
+    assert set(standing) == {"counter-back"}  # what it charges has overtaken what it said, not what it spent
+    assert "message 40 came after its message 40" in standing["counter-back"].detail
+    assert "enrol it anew" in said(standing["counter-back"])
+    ledger.carry_over("kiosk-1")
+    assert not any(alarm.standing for alarm in ledger.alarms())
+
+
+def test_messages_that_are_delivered_again_in_any_order_are_no_alarm(ledger):
+    offer_rounds(ledger, 3)
+    told = [(n, entry(n, rounds_cost(n))) for n in (1, 2, 3)]
+    for counter, account in told:
+        report(ledger, counter, account)
+    for counter, account in told:
+        with pytest.raises(UnexpectedMessage, match="was seen"):
+            report(ledger, counter, account)
+    assert ledger.alarms() == []
+
+
+def test_a_device_that_says_less_than_it_said_is_alarmed_though_its_counter_grows(ledger):
+    offer_rounds(ledger, 9)
+    report(ledger, 1, entry(9, rounds_cost(9)))
+    assert report(ledger, 2, entry(4, rounds_cost(4))) == ["charged-less"]
+    assert "charged 4 rounds, and said 9 before" in ledger.alarms()[0].detail
+    assert report(ledger, 3) == []  # stands, as long as it says less
+    assert [alarm.standing for alarm in ledger.alarms()] == [True]
+    (stated,) = ledger.carry_over("kiosk-1")
+    assert (stated.rounds, stated.curve) == (9, pack(rounds_cost(9)))
+
+
 # -- enrolled anew
 
 
@@ -298,6 +372,19 @@ def test_a_device_enrolled_anew_is_told_the_most_that_anybody_knows(ledger):
     ledger.accepted("kiosk-1", "churn", 4)
     assert report(ledger, 1, *anew.entries(), enrolled_at=1004.0) == []  # counters begin anew
     assert anew.entries()[0].rounds == 4
+
+
+def test_a_second_installation_that_said_nothing_is_not_forgotten_by_the_third(ledger):
+    offer_rounds(ledger, 20)
+    ledger.accepted("kiosk-1", "churn", 1)
+    report(ledger, 1, entry(10, rounds_cost(10)))
+    ledger.carry_over("kiosk-1")
+    for number in range(11, 16):
+        ledger.accepted("kiosk-1", "churn", number)
+    (stated,) = ledger.carry_over("kiosk-1")
+    assert (stated.rounds, stated.last_round) == (15, 15)
+    assert epsilon(unpack_curve(stated.accountant, stated.curve), 1e-5) == pytest.approx(epsilon(rounds_cost(15), 1e-5))
+    assert ledger.carry_over("kiosk-1") == (stated,)
 
 
 def test_a_device_that_drops_its_statement_is_alarmed(ledger):
