@@ -2,6 +2,8 @@
 
 One forward and one backward pass to the layers' *outputs*; the norm of each unit's gradient follows from a layer's
 inputs and output gradients by a formula, and the clipped sum is one product a layer. A unit is one example or several.
+No unit adds more than the clip, whatever its records hold: where its terms nearly cancel, so that rounding could add
+more than the formula counted, its gradient is formed, measured as it is, and added like that.
 Refuses a layer whose output does not keep the batch on its first axis. `unsupported_layer` names what has no formula
 here; the Opacus hooks (hooks.py) train that.
 """
@@ -26,6 +28,16 @@ Tensor = torch.Tensor
 
 # Rows of one Gram product: units are taken together up to so many, as one large product beats many small ones.
 _GRAM_ROWS: Final = 32
+
+# A unit whose gradient is so many times shorter than its terms together is formed before it is measured. A float32 sum
+# of R rows errs by at most R 2^-24 of its terms: 6e-5 of the clip at 64 rows.
+_CANCELS: Final = 16.0
+
+# float32 squares below are lost; counted for every number, so that a vanishing factor never hides a huge one.
+_TINY: Final = 2.0**-126
+
+# Longest row whose squares are added in one go in float32: beyond, errors of equal sign reach 1e-3.
+_STRAIGHT: Final = 1024
 
 
 class Owners:
@@ -125,14 +137,16 @@ class Outer:
 
     def squares(self, owners: Owners) -> Tensor:
         """|x|^2 |delta|^2 for one example (Goodfellow 2015); sums of (x_i . x_j)(delta_i . delta_j) for several."""
-        one = 0.0 if self.bias is None else 1.0
+        self._formed: Formed | None = None
         if not owners.single:
-            return _gram(self.x[:, None], self.delta[:, None], owners, one)
-        inputs = _lengths(self.x).square_().add_(one)
-        return _lengths(self.delta).square_().mul_(inputs)
+            self._formed = Formed(self.x[:, None], self.delta[:, None], owners, self.total, self.bias)
+            return self._formed.squares()
+        inputs = _lengths(self.x).square_().add_((self.bias is not None) + _TINY * self.x.shape[1])
+        return _lengths(self.delta).square_().add_(_TINY * self.delta.shape[1]).mul_(inputs)
 
     def add(self, factors: Tensor, owners: Owners) -> None:
         """See Part."""
+        factors = factors if self._formed is None else self._formed.add(factors)
         scaled = self.delta * owners.spread(factors)[:, None]
         self.total.addmm_(scaled.t(), self.x)
         if self.bias is not None:
@@ -154,42 +168,89 @@ class OuterRows:
 
     def squares(self, owners: Owners) -> Tensor:
         """See Part."""
-        return _gram(self.x, self.delta, owners, 0.0)
+        self._formed = Formed(self.x, self.delta, owners, self.total, None)
+        return self._formed.squares()
 
     def add(self, factors: Tensor, owners: Owners) -> None:
         """See Part."""
+        factors = self._formed.add(factors)
         scaled = self.delta * owners.spread(factors)[:, None, None]
         self.total.addmm_(scaled.flatten(0, 1).t(), self.x.flatten(0, 1))
 
 
+class Formed:
+    """Norms of units of several rows by pairs of rows; of those whose rows nearly cancel, the gradient itself.
+
+    x [B, P, p], delta [B, P, q]; `total` [q, p] and `bias` [q] as in Outer.
+    """
+
+    def __init__(self, x: Tensor, delta: Tensor, owners: Owners, total: Tensor, bias: Tensor | None) -> None:
+        self._x, self._delta, self._owners, self._total, self._bias = x, delta, owners, total, bias
+        self._units: list[int] = []
+
+    def squares(self) -> Tensor:
+        """See Part."""
+        squares, terms = _gram(self._x, self._delta, self._owners, 0.0 if self._bias is None else 1.0)
+        # "Not above" takes what is not a number along: it is refused where it is measured.
+        self._units = torch.nonzero(~(squares * _CANCELS**2 >= terms.square())).view(-1).tolist()
+        self._ends = np.cumsum(self._owners.sizes) if self._units else np.empty(0, np.int64)
+        for unit in self._units:
+            squares[unit] = sum(value.double().square().sum() for value in self._gradient(unit))
+        return squares.float()
+
+    def add(self, factors: Tensor) -> Tensor:
+        """Add the formed gradients, times their factors; the factors that remain for the others, [U]."""
+        if not self._units:
+            return factors
+        for unit in self._units:
+            for total, value in zip((self._total, self._bias), self._gradient(unit), strict=False):
+                assert total is not None
+                total.add_(value * factors[unit])
+        return factors.index_fill(0, torch.tensor(self._units), 0.0)
+
+    def _gradient(self, unit: int) -> list[Tensor]:
+        """Added up in float64, then float32; formed twice rather than held, as every unit of a pass may need it."""
+        end = int(self._ends[unit])
+        rows = slice(end - int(self._owners.sizes[unit]), end)
+        x, delta = (value[rows].flatten(0, 1).double() for value in (self._x, self._delta))
+        formed = [(delta.t() @ x).float()]
+        return formed if self._bias is None else [*formed, delta.sum(0).float()]
+
+
 def _lengths(rows: Tensor) -> Tensor:
-    """L2 norm of each row."""
+    """L2 norm of each row; of long rows by pieces, as one float32 sum of many squares drifts."""
+    whole = rows.shape[1] // _STRAIGHT * _STRAIGHT
+    if rows.shape[1] > _STRAIGHT:
+        pieces = torch.linalg.vector_norm(rows[:, :whole].reshape(len(rows), -1, _STRAIGHT), dim=2)
+        rest = torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True)
+        rows = torch.cat([pieces, rest], dim=1)
     lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
     return lengths
 
 
-def _gram(x: Tensor, delta: Tensor, owners: Owners, one: float) -> Tensor:
-    """sum over a unit's pairs of rows of (x_i . x_j + one)(delta_i . delta_j), [U].
+def _gram(x: Tensor, delta: Tensor, owners: Owners, one: float) -> tuple[Tensor, Tensor]:
+    """sum over a unit's pairs of rows of (x_i . x_j + one)(delta_i . delta_j), and its rows' norms added up.
 
-    In float64: gradients of one unit may nearly cancel, and rounding must not make their sum look shorter than it is.
+    Both float64 [U]. The first is the squared norm, wrong by about 2^-53 of the other's square.
     """
     rows, longest = x.shape[1], int(owners.sizes.max())
     if owners.count * longest**2 <= owners.examples * max(_GRAM_ROWS // rows, 1):
         return _gram_side_by_side(x, delta, owners, one)
-    squares = x.new_zeros(owners.count, dtype=torch.float64)
+    squares, terms = x.new_zeros(2, owners.count, dtype=torch.float64)
     for start, end in owners.blocks(rows):
         left, right = (value[start:end].flatten(0, 1).double() for value in (x, delta))
         owner = owners.of[start:end].repeat_interleave(rows)
         pairs = (left @ left.t()).add_(one).mul_(right @ right.t())
+        terms.index_add_(0, owner, pairs.diagonal().sqrt())
         squares.index_add_(0, owner, pairs.mul_(owner[:, None] == owner[None, :]).sum(1))
-    return squares.clamp_(min=0.0).float()
+    return squares, terms
 
 
-def _gram_side_by_side(x: Tensor, delta: Tensor, owners: Owners, one: float) -> Tensor:
+def _gram_side_by_side(x: Tensor, delta: Tensor, owners: Owners, one: float) -> tuple[Tensor, Tensor]:
     """The same for units of similar size: each filled up with rows of zeros to the largest."""
     left, right = (owners.filled(value).flatten(1, 2).double() for value in (x, delta))
     pairs = torch.bmm(left, left.transpose(1, 2)).add_(one).mul_(torch.bmm(right, right.transpose(1, 2)))
-    return pairs.sum((1, 2)).clamp_(min=0.0).float()
+    return pairs.sum((1, 2)), pairs.diagonal(dim1=1, dim2=2).sqrt().sum(1)
 
 
 @dataclass

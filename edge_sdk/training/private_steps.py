@@ -86,7 +86,7 @@ class ClippedSums:
             for part in self._passed(rows, totals):
                 part.squares(owners)
                 part.add(torch.ones(len(rows)), owners)
-        factor = clip_factors(torch.linalg.vector_norm(whole).square()[None], self._clip)
+        factor = clip_factors(torch.linalg.vector_norm(whole, dtype=torch.float64).square()[None].float(), self._clip)
         self.total.add_(whole.mul_(factor))
 
     def _passed(self, rows: Rows, totals: Totals) -> list[Part]:

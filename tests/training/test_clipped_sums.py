@@ -12,7 +12,7 @@ from opacus.optimizers import DPOptimizer
 from test_graph_module import IDS, MODELS, SEQUENCE, X, build, example, ints, w
 
 from edge_sdk.training import private_steps
-from edge_sdk.training.bookkeeping import Owners, booked, clip_factors, unsupported_layer
+from edge_sdk.training.bookkeeping import Direct, Owners, booked, clip_factors, unsupported_layer
 from edge_sdk.training.dp_sgd import train
 from edge_sdk.training.hooks import hooked
 from edge_sdk.training.jobs import TrainingFailed, TrainingPlan, job
@@ -124,7 +124,7 @@ def test_norms_and_clipped_sums_are_those_of_a_loop_and_of_the_hooks(name, sizes
     norms, total = clipped(gradients, clip)
     for engine in (booked, hooked):
         found_norms, found = ours(module, data, sizes, clip, engine)
-        np.testing.assert_allclose(found_norms, norms, rtol=1e-5)
+        np.testing.assert_allclose(found_norms, norms, rtol=1e-5, atol=1e-12)
         assert np.linalg.norm(found - total) <= 1e-5 * max(np.linalg.norm(total), clip)
 
 
@@ -201,6 +201,74 @@ def test_a_subject_that_nearly_cancels_itself_is_still_clipped_by_its_true_norm(
     norms, _ = ours(module, data, [2], 1.0, booked)
     assert true < 1e-5 * np.linalg.norm(x[0])
     assert norms[0] == pytest.approx(true, rel=0.01)
+
+
+def summed_rows_model():
+    """Nine rows through one product of 90 by 80 and added up: a single example's rows can cancel."""
+    start = [("Transpose", ["features"], "t", {"perm": [0, 2, 1]}), ("MatMul", ["t", "u"], "h", {})]
+    nodes = [*start, ("MatMul", ["h", "v"], "m", {}), ("ReduceSum", ["m", "axis"], "logits", {"keepdims": 0})]
+    constants = {"u": w(3, 90), "axis": ints(1)}
+    return build(nodes, {"v": np.zeros((90, 80), np.float32)}, SEQUENCE, constants=constants, trainable=["v"])
+
+
+LINEAR = [("Gemm", ["features", "a", "b"], "logits", {"transB": 1})]
+DEEP = [("Gemm", ["features", "c", "d"], "h", {"transB": 1}), ("Relu", ["h"], "r", {})]
+# Weights of zero: every label pulls equally, so that the examples of one customer can cancel.
+OPPOSED = {
+    "number": (build(LINEAR, {"a": 0 * w(1, 4), "b": 0 * w(1)}, X, loss="mse"), (4,), False),
+    "binary": (build(LINEAR, {"a": 0 * w(1, 4), "b": 0 * w(1)}, X, loss="binary_cross_entropy"), (4,), True),
+    "perceptron": (
+        build([*DEEP, ("Gemm", ["r", "a", "b"], "logits", {"transB": 1})],
+              {"c": w(9, 4), "d": w(9), "a": 0 * w(2, 9), "b": 0 * w(2)}, X), (4,), True,
+    ),
+    "rows": (summed_rows_model(), (3, 9), True),
+}  # fmt: skip
+
+
+def opposed(shape, classes, size, drift, count):
+    """`count` examples of `size` that pull to both sides in turn, and differ by `drift` of it in one column."""
+    rng = np.random.default_rng(count)
+    x = np.broadcast_to(rng.normal(size=shape) * size, (count, *shape)).copy()
+    if len(shape) == 2:
+        x[:, :, 1::2], x[:, :, -1] = -x[:, :, :-1:2], 0
+    x.reshape(count, -1)[::2, 1] += drift * size
+    pull = np.arange(count) % 2
+    return x.astype(np.float32), pull if classes else np.where(pull, 1, -1) * min(size, 1e3)
+
+
+@pytest.mark.parametrize("engine", ["bookkeeping", "hooks"])
+@pytest.mark.parametrize("unit", ["customer", "record"])
+@pytest.mark.parametrize("name", OPPOSED)
+def test_no_unit_adds_more_than_the_clip_whatever_its_records_hold(name, unit, engine):
+    model, shape, classes = OPPOSED[name]
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(11, *shape)).astype(np.float32), rng.integers(0, 2, 11)
+    plan = TrainingPlan(unit, 1.0, 1, 8, 0.6, placement="shared", sample_rate=1.0)
+
+    def summed(more, labels):
+        features, kind = np.concatenate([x, more]), np.int64 if classes else np.float32
+        subjects = np.append(np.arange(11), np.full(len(more), 99))
+        return train(
+            GraphModule(model), {"features": features}, np.append(y, labels).astype(kind), plan=plan, key=KEY,
+            on_step=lambda *_: None, subjects=subjects if unit == "customer" else None, engine=engine,
+        ).update.astype(np.float64)  # fmt: skip
+
+    without, moved = summed(x[:0], y[:0]), []
+    for size in (1e-20, 1.0, 1e6, 1e9, 1e12, 1e15):
+        for drift, count in ((0.0, 2), (1e-7, 2), (1e-5, 9), (0.1, 40)):
+            more = opposed(shape, classes, size, drift, 1 if unit == "record" else count)
+            moved.append(np.linalg.norm(summed(*more) - without))
+    assert max(moved) <= 0.6 * (1 + 1e-4)
+    assert max(moved) == pytest.approx(0.6, rel=1e-4)
+
+
+def test_a_long_gradient_of_equal_numbers_is_measured_within_a_millionth_part():
+    for value in (0.3, 0.7003, 1.1):
+        each = torch.full((1, 300_001), value)
+        true = np.sqrt(300_001.0) * float(each[0, 0])
+        assert Direct(each, each[0]).squares(Owners(np.ones(1, np.int64))).sqrt().item() == pytest.approx(
+            true, rel=4e-6
+        )
 
 
 @pytest.mark.parametrize("held", [1, 200, 10**9])
