@@ -1,7 +1,8 @@
 """Records to tensors, and logits to answers, by the schema alone. Refuses a record that does not fit (RecordError).
 
-A category outside the vocabulary is no error: it has its own column. A missing, extra, wrongly typed or
-not finite field is one, and the message names the field and what was expected.
+A category outside the vocabulary is no error: it has its own column. Nor is a number far from the others: it counts
+as 1e6 scales from the mean. A missing, extra, wrongly typed or not finite field is one, and the message names the
+field and what was expected.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_sdk.artifact.errors import RecordError
-from edge_sdk.artifact.schema import CategoryField, Field, NumberField, Schema, TextField
+from edge_sdk.artifact.schema import FARTHEST, CategoryField, Field, NumberField, Schema, TextField
 from edge_sdk.artifact.text import hashed
 
 INPUT: Final = "features"
@@ -38,7 +39,7 @@ def labels(schema: Schema, values: Sequence[Any]) -> Array:
     label = schema.label
     if label.kind == "number":
         numbers = [_number(label.name, value, index) for index, value in enumerate(values)]
-        return _standardise(label.name, numbers, label.mean, label.scale)
+        return _standardise(numbers, label.mean, label.scale)
     places = {name: place for place, name in enumerate(label.names)}
     for index, value in enumerate(values):
         if not isinstance(value, str) or value not in places:
@@ -88,7 +89,7 @@ def _expected(field: Field) -> str:
 def _fill(columns: Array, field: Field, values: Sequence[Any]) -> None:
     if isinstance(field, NumberField):
         numbers = [_number(field.name, value, index) for index, value in enumerate(values)]
-        columns[:, 0] = _standardise(field.name, numbers, field.mean, field.scale)
+        columns[:, 0] = _standardise(numbers, field.mean, field.scale)
         return
     if isinstance(field, TextField):
         for index, value in enumerate(values):
@@ -121,13 +122,16 @@ def _places(field: CategoryField) -> dict[str, int]:
 def _number(name: str, value: Any, index: int) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise RecordError("wrong-type", f"record {index}: {name!r} must be a finite number, not {value!r}")
-    if not math.isfinite(value):
-        raise RecordError("not-finite", f"record {index}: {name!r} must be a finite number, not {value!r}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer that no float holds
+        number = math.inf
+    if not math.isfinite(number):
+        raise RecordError("not-finite", f"record {index}: {name!r} must be a finite number, not {number!r}")
+    return number
 
 
-def _standardise(name: str, numbers: Sequence[float], mean: float, scale: float) -> Array:
-    scaled = (np.array(numbers, np.float64) - mean) / scale
-    if (np.abs(scaled) > np.finfo(np.float32).max).any():
-        raise RecordError("not-finite", f"{name!r} is too large for the model's scale of {scale}")
-    return scaled.astype(np.float32)
+def _standardise(numbers: Sequence[float], mean: float, scale: float) -> Array:
+    with np.errstate(over="ignore"):
+        scaled = (np.array(numbers, np.float64) - mean) / scale
+    return np.clip(scaled, -FARTHEST, FARTHEST).astype(np.float32)

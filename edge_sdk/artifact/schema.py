@@ -12,6 +12,8 @@ import msgspec
 
 from edge_sdk.artifact.errors import SchemaError
 
+# Standardised numbers end here: float32 still resolves a sixteenth, and no record can drown the arithmetic of others.
+FARTHEST: Final = 1e6
 NARROWEST: Final = 8
 WIDEST: Final = 2**16
 
@@ -19,7 +21,7 @@ LabelKind = Literal["binary", "classes", "number"]
 
 
 class NumberField(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="number"):
-    """A number, encoded as (value - mean) / scale: one column."""
+    """A number, encoded as (value - mean) / scale, and as the nearer of -1e6 and 1e6 beyond them: one column."""
 
     name: str
     mean: float = 0.0
@@ -60,7 +62,7 @@ Field = NumberField | CategoryField | TextField
 class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is predicted. `names`: two for "binary" (the second is positive), K for "classes", none for "number".
 
-    A "number" is learned as (value - mean) / scale.
+    A "number" is learned as (value - mean) / scale, and as the nearer of -1e6 and 1e6 beyond them.
     """
 
     name: str
