@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from fleet_of_eight import MODEL, TASK
 from test_round_work import Bench
 
 from aggregator.fleet.authority import create_authority
-from edge_sdk import journal
+from edge_sdk import device_db, journal
 from edge_sdk.cli import main
 from edge_sdk.device_db import open_device_db, transaction
 from edge_sdk.identity.keys import private_directory, write_private
@@ -212,6 +213,12 @@ def test_a_witness_keeps_the_first_and_the_last_head_of_an_hour(seer):
     assert [head.size for head in seer.kept()] == [1, 60, 61, 120, 121, 180]
 
 
+def test_the_hour_is_the_devices_whatever_the_heads_say(seer):
+    for size in range(1, 11):
+        assert seer.shown(signed(size, 1, NOW), NOW + 86_400) == ""
+    assert [head.size for head in seer.kept()] == [1, 10]
+
+
 def test_no_date_that_the_aggregator_gives_a_head_makes_a_witness_drop_another(seer):
     honest = signed(3, 1)
     assert seer.shown(honest) == ""
@@ -283,6 +290,20 @@ def test_nothing_is_taken_from_the_front_but_what_the_bound_lets_go(book):
     assert "journal-lost" in [entry.data.get("reason") for entry in later.entries()]
 
 
+def test_what_the_bound_lets_go_to_the_last_entry_is_no_alarm(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "MOST_ENTRIES", 100)
+    monkeypatch.setattr(journal, "LEFT_ENTRIES", 100)
+    made = Book(tmp_path)
+    made.signer.begin(NOW)
+    made.write(100)
+    made.signer.turn(NOW + 1)
+    assert len(journal.rows(made.db)) == journal.LEFT_ENTRIES
+    later = Book(tmp_path)
+    later.signer.begin(NOW + 9)
+    assert "alarm" not in [entry.kind for entry in later.entries()]
+    assert later.findings() == []
+
+
 def test_a_first_entry_that_was_written_anew_is_found_when_the_device_starts(tmp_path):
     made = Book(tmp_path)
     made.signer.begin(NOW)
@@ -352,3 +373,17 @@ def give_identity(fake: FakeAggregator) -> None:
     save_bundle(folder, authority.bundle(broker_host="localhost", broker_port=1, tuf_root="{}"))
     issued = authority.issue(fake.keys.request(fake.fleet, fake.device), now=NOW)
     write_private(folder / "device.crt", issued.chain_pem.encode())
+
+
+def test_heads_that_an_older_version_kept_are_kept_with_the_time_they_were_dated(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "device.db")) as old:
+        old.executescript(";".join(device_db.MIGRATIONS[:4]) + "; PRAGMA user_version = 4")
+        for head, conflict in ((signed(5, 1), 0), (signed(9, 2, NOW + 60), 0), (signed(9, 3), 1)):
+            values = (head.size, head.head, head.time, head.signature, conflict)
+            old.execute("INSERT INTO seen_heads VALUES (?, ?, ?, ?, ?)", values)
+        old.commit()
+    seer = Witnessing(tmp_path)
+    assert seer.witness.newest == signed(9, 2, NOW + 60)
+    assert seer.shown(signed(10, 4, NOW + 120), NOW + 120) == ""
+    assert [head.size for head in seer.kept()] == [5, 10]
+    assert seer.kept(conflict=True) == [signed(9, 3)]
