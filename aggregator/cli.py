@@ -336,8 +336,7 @@ def _task_create(chosen: argparse.Namespace) -> int:
 
     home, config = _opened(chosen)
     created = create(home, config, chosen, now=time.time())
-    for warning in created["warnings"]:
-        print(f"aggregator: warning: {warning}", file=sys.stderr)
+    _warn(created["warnings"])
     if chosen.json:
         print(json.dumps(created))
         return 0
@@ -346,10 +345,16 @@ def _task_create(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _warn(warnings: list[str]) -> None:
+    for warning in warnings:
+        print(f"aggregator: warning: {warning}", file=sys.stderr)
+
+
 def _task_plan(chosen: argparse.Namespace) -> int:
     from aggregator.task_options import plan, plan_lines
 
     planned = plan(chosen)
+    _warn(planned["warnings"])
     print(json.dumps(planned) if chosen.json else "\n".join(plan_lines(planned, chosen.language)))
     return 0
 

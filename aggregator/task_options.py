@@ -21,11 +21,11 @@ from aggregator.recording import recorded
 from aggregator.releases.durable import exclusive
 from aggregator.releases.keys import open_targets_key
 from aggregator.releases.repository import Repository
+from aggregator.task_warnings import warnings
 from edge_sdk.artifact.graph_lock import graph_digest
 from edge_sdk.privacy import charges, statement
-from edge_sdk.protocol.messages import Placement, Unit
+from edge_sdk.protocol.messages import Placement, PrivacyTerms, Unit
 
-DEVICES_ASK: Final = 5  # a device's min_cohort unless its owner sets another
 SPACE: Final = 4  # a locked graph's file may grow so many times: metadata changes from round to round
 
 # (flag, field of TaskSpec, type, what it is)
@@ -96,7 +96,7 @@ def create(home: Path, config: Config, chosen: argparse.Namespace, *, now: float
         sha256 = tasks.create_task(store, Home(home), spec, model=model, heldout=held_out, now=now)
     privacy = status.privacy(checked.terms, checked.length, spec.rounds, spec.n_min)
     made = {"name": spec.name, "sha256": sha256, "rounds": spec.rounds, "coordinates": checked.length}
-    return {**made, "privacy": privacy, "warnings": _warnings(spec)}
+    return {**made, "privacy": privacy, "warnings": warnings(spec, checked.terms, checked.length)}
 
 
 def _spec(chosen: argparse.Namespace) -> tasks.TaskSpec:
@@ -111,20 +111,22 @@ def plan(chosen: argparse.Namespace) -> dict[str, Any]:
     Raises TaskRefused, ConfigError.
     """
     spec, length = _spec(chosen), tasks.model_length(_read_model(Path(chosen.model)))
-    settled = _settled(spec, length)
+    terms = tasks.settle(spec, length)
+    settled = _settled(spec, terms, length)
     others = []
     for unit, placement in COMBINATIONS:
         if (unit, placement) != (spec.unit, task_terms.placement_of(spec)):
             other = replace(spec, unit=unit, placement=placement, clip=None, step=None, steps=None)
             try:
-                others.append({"unit": unit, "placement": placement, **_settled(other, length)})
+                figures = _settled(other, tasks.settle(other, length), length)
+                others.append({"unit": unit, "placement": placement, **figures})
             except TaskRefused as error:
                 others.append({"unit": unit, "placement": placement, "refused": str(error), "hint": error.hint})
-    return {"name": spec.name, "coordinates": length, **settled, "warnings": _warnings(spec), "others": others}
+    warned = warnings(spec, terms, length)
+    return {"name": spec.name, "coordinates": length, **settled, "warnings": warned, "others": others}
 
 
-def _settled(spec: tasks.TaskSpec, length: int) -> dict[str, Any]:
-    terms = tasks.settle(spec, length)
+def _settled(spec: tasks.TaskSpec, terms: PrivacyTerms, length: int) -> dict[str, Any]:
     return {
         "noise_multiplier": round(terms.noise_multiplier, 4),
         "clip": terms.clip,
@@ -155,16 +157,6 @@ def _figures(settled: dict[str, Any]) -> str:
         f"{settled['headroom_used']:.0%} of the modulus used, noise {settled['noise_over_signal']:g} times the most "
         "that the rounds can learn"
     )
-
-
-def _warnings(spec: tasks.TaskSpec) -> list[str]:
-    """What is allowed and will most likely disappoint."""
-    if spec.n_min >= DEVICES_ASK:
-        return []
-    return [
-        f"n_min is {spec.n_min}, and devices ask for cohorts of at least {DEVICES_ASK} unless their own min_cohort is "
-        "set lower: until then they refuse every offer of this task"
-    ]
 
 
 def _read_model(path: Path) -> bytes:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from aggregator import cli
+from aggregator import cli, task_warnings
 from aggregator.home import Home
 from aggregator.releases.repository import Repository
 from edge_sdk.artifact.schema import Label, NumberField, Schema
 from edge_sdk.artifact.starter import tabular_classifier
+from edge_sdk.config import Config
 
 FIELDS = (NumberField("age"), NumberField("calls"))
 BINARY = Schema(FIELDS, Label("churn", "binary", ("no", "yes")))
@@ -131,6 +132,43 @@ def test_a_cohort_below_what_devices_ask_for_is_warned_of(home: Path, tmp_path: 
     assert "min_cohort" in warning
     assert create("enough", "--model", model_file(tmp_path), "--n-min", 5) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize(
+    ("words", "setting", "said"),
+    [
+        (("--epsilon", "6", "--delta", "0.001"), "max_delta", "delta is 0.001"),
+        (("--noise-multiplier", "1", "--rounds", "100"), "max_epsilon", "every offer after the first "),
+        (("--noise-multiplier", "0.5"), "max_epsilon", "every offer of this task"),
+        (
+            ("--unit", "device", "--epsilon", "8", "--n-min", "100", "--honest-share", "0.95"),
+            "max_honest_share",
+            "95 honest devices of 100",
+        ),
+        (("--insecure-without-noise",), "insecure_without_noise", "no noise"),
+    ],
+)
+def test_a_task_that_devices_refuse_by_default_is_warned_of_before_and_when_it_is_created(
+    tmp_path: Path, capsys, words, setting, said
+) -> None:
+    model = str(model_file(tmp_path))
+    for action in ("plan", "create"):
+        assert cli.main(["task", action, "churn", "--model", model, "--json", *words]) == 0
+        shown = capsys.readouterr()
+        (warning,) = json.loads(shown.out)["warnings"]
+        assert said in warning
+        assert setting in warning
+        assert shown.err == f"aggregator: warning: {warning}\n"
+
+
+def test_the_warnings_know_the_defaults_of_a_device(tmp_path: Path) -> None:
+    device = Config(home=tmp_path)
+    assert device.min_cohort == task_warnings.MIN_COHORT
+    assert device.max_delta == task_warnings.MAX_DELTA
+    assert device.max_epsilon == task_warnings.MAX_EPSILON
+    assert device.max_honest_share == task_warnings.MAX_HONEST_SHARE
+    assert not device.insecure_without_noise
 
 
 def test_a_plan_says_what_would_be_settled_for_each_unit_and_creates_nothing(
