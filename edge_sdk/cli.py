@@ -274,9 +274,23 @@ def _export(chosen: argparse.Namespace) -> int:
 
 
 def _forget(chosen: argparse.Namespace) -> int:
-    with _examples(_enrolled(chosen.home)) as examples:
-        print(f"examples erased: {examples.forget(chosen.subject)}; what waits to be sent and may hold them goes")
+    config = _enrolled(chosen.home)
+    with _examples(config) as examples:
+        gone = examples.forget(chosen.subject)
+    print(f"examples erased: {gone}; what waits to be sent and may hold them goes")
+    _note_forgotten(config.home / "device.db", gone)
     return 0
+
+
+def _note_forgotten(path: Path, gone: int) -> None:
+    """Into the journal, as the running device does; it signs what was added when it next runs."""
+    from edge_sdk.device_db import TIME_FLOOR, fact, open_device_db
+    from edge_sdk.journal import Journal
+
+    if path.exists():
+        with contextlib.closing(open_device_db(path)) as connection:
+            floor = fact(connection, TIME_FLOOR)
+            Journal(connection, lambda: max(time.time(), floor)).note("forgotten", examples=gone)
 
 
 @contextlib.contextmanager

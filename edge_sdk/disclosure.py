@@ -1,11 +1,13 @@
 """What a person may be told: the notice of a task in plain words, and what is held of one subject. Reads files only.
 
-The notice is written from the signed schema, the newest offer that this device verified and its own settings, so it
-cannot promise what the device does not do. Refuses a language that it does not speak.
+The notice is written from the signed schema, the device's own settings and the offers that it took part in, by the
+worst terms of those; before the first, from the newest offer that its settings allow. So it cannot promise what the
+device does not do, and no offer that nobody answered changes it. Refuses a language that it does not speak.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +19,7 @@ from edge_sdk.config import Config
 
 if TYPE_CHECKING:
     from edge_sdk.artifact.schema import Field, Schema
+    from edge_sdk.privacy.statement import Language, PrivacyStatement
     from edge_sdk.protocol.messages import Offer
 
 LANGUAGES: Final = ("en", "zh")
@@ -39,8 +42,10 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "how": "It is encrypted, each customer's part under a key of its own, and never leaves this device. It is"
         " erased after {days} days, or sooner where more than {most} examples or {mib} MiB are held.",
         "leaves": "What leaves: the change that training makes to the model, as numbers, under a mask. Nobody, the"
-        " operator included, can see one device's change; only the sum over at least {devices} devices is opened.",
+        " operator included, can see one device's change; only the sum over at least {devices} devices is opened, as"
+        " long as no more than {corrupt} of the {members} devices that open sums together collude.",
         "leaves_not": "What leaves: nothing so far; this device has taken part in no round of this task's offers.",
+        "not_yet": "This device has taken part in no round yet; what follows are the terms of the newest one offered.",
         "private": "How little the sum tells: noise is added so that it tells almost the same with or without any one"
         " {unit}. Of each round: {sentence}. This device takes part no more once it has spent epsilon {budget}.",
         "insecure": "No noise is added to what is learnt. This is set for tests; it protects nobody.",
@@ -65,8 +70,10 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "保存 {days} 天后删除；超过 {most} 条或 {mib} MiB 时更早删除。",
         "leaves": "离开本设备的内容：训练对模型造成的改变，以数值形式并加上掩码。"
         "任何人（包括运营方）都看不到单个设备的改变；"
-        "只有至少 {devices} 台设备的总和会被打开。",
-        "leaves_not": "离开本设备的内容：目前没有；本设备尚未收到该任务的训练邀请。",
+        "只有至少 {devices} 台设备的总和会被打开；"
+        "前提是共同打开总和的 {members} 台设备中，串通的不超过 {corrupt} 台。",
+        "leaves_not": "离开本设备的内容：目前没有；本设备尚未参加该任务的任何一轮训练。",
+        "not_yet": "本设备尚未参加任何一轮训练；以下为最新一轮邀请的条款。",
         "private": "总和能透露多少：其中加入了噪声，无论有没有任何一{unit}，结果几乎相同。"
         "每轮：{sentence}。累计达到 ε = {budget} 后，本设备不再参加。",
         "insecure": "学习结果没有加入噪声。这只用于测试，不保护任何人。",
@@ -85,7 +92,7 @@ def notice(config: Config, task: str, language: str = "en") -> str:
     """A notice for customers about one task. Raises DisclosureError for a language that is not in LANGUAGES."""
     if language not in _WORDS:
         raise DisclosureError(f"there is no notice in {language!r}; choose from {', '.join(LANGUAGES)}")
-    words, offer = _WORDS[language], _newest_offer(config.home / "device.db", task)
+    words = _WORDS[language]
     how = words["how"].format(
         days=f"{config.retention_days:g}", most=f"{config.max_examples:,}", mib=config.max_store_mib
     )
@@ -93,7 +100,7 @@ def notice(config: Config, task: str, language: str = "en") -> str:
         words["title"].format(task=task),
         _kept(config, task, words),
         how,
-        *_leaving(offer, config.max_epsilon, words),
+        *_leaving(*_offers(config, task), config.max_epsilon, words),
     ]
     if not config.training or (config.home / "training.off").exists():
         lines.append(words["off"])
@@ -120,19 +127,46 @@ def _field(field: Field, words: Mapping[str, str]) -> str:
     return words["number"].format(name=field.name)
 
 
-def _leaving(offer: Offer | None, budget: float, words: Mapping[str, str]) -> list[str]:
-    if offer is None:
+def _leaving(offers: list[Offer], took_part: bool, budget: float, words: Mapping[str, str]) -> list[str]:
+    """What leaves and how little it tells, by the worst of these offers."""
+    if not offers:
         return [words["leaves_not"]]
-    terms = offer.privacy
-    leaves = words["leaves"].format(devices=offer.secagg.n_min)
-    consent = words["consent" if offer.consent else "consent_none"].format(consent=offer.consent)
-    if terms.insecure_without_noise:
-        return [leaves, words["insecure"], consent]
+    corrupt, members = min(_may_collude(offer) for offer in offers)
+    devices, consent = min(offer.secagg.n_min for offer in offers), min(offer.consent for offer in offers)
+    leaves = words["leaves"].format(devices=devices, corrupt=corrupt, members=members)
+    asked = words["consent" if consent else "consent_none"].format(consent=consent)
+    before = [] if took_part else [words["not_yet"]]
+    return [*before, leaves, *_protected(offers, budget, words), asked]
+
+
+def _may_collude(offer: Offer) -> tuple[int, int]:
+    """How many members of the committee may collude, and of how many (SPEC 7.3)."""
+    from edge_sdk.protocol.secagg import committee
+
+    plan = committee.plan(len(offer.secagg.committee))
+    return plan.corrupt, plan.m
+
+
+def _protected(offers: list[Offer], budget: float, words: Mapping[str, str]) -> list[str]:
+    """A line for each unit and placement, which nobody can rank, with the largest epsilon; one without noise is all."""
     from edge_sdk.privacy.statement import state
 
-    sentence = state(terms, offer.length, 1, offer.secagg.n_min).sentence("zh" if words is _WORDS["zh"] else "en")
-    private = words["private"].format(unit=words[terms.unit], budget=f"{budget:g}", sentence=sentence)
-    return [leaves, private, consent]
+    terms = {(offer.privacy, offer.length, offer.secagg.n_min) for offer in offers}
+    worst: dict[tuple[str, str], PrivacyStatement] = {}
+    for stated in (state(privacy, length, 1, n_min) for privacy, length, n_min in terms):
+        if stated.epsilon is None:
+            return [words["insecure"]]
+        kind = (stated.unit, stated.placement)
+        known = worst.get(kind)
+        if known is None or known.epsilon is None or (stated.epsilon, stated.against) > (known.epsilon, known.against):
+            worst[kind] = stated
+    language: Language = "zh" if words is _WORDS["zh"] else "en"
+    return [
+        words["private"].format(
+            unit=words[unit], budget=f"{budget:g}", sentence=worst[unit, placement].sentence(language)
+        )
+        for unit, placement in sorted(worst)
+    ]
 
 
 def _schema(home: Path, task: str) -> Schema | None:
@@ -147,18 +181,32 @@ def _schema(home: Path, task: str) -> Schema | None:
     return Schema.from_json(metadata(Path(installed["file"]).read_bytes())[SCHEMA])
 
 
-def _newest_offer(path: Path, task: str) -> Offer | None:
+def _offers(config: Config, task: str) -> tuple[list[Offer], bool]:
+    """Those still held of rounds that this device uploaded for, and True; else the newest it may take, and False."""
+    from edge_sdk.device_round import check_privacy
     from edge_sdk.held_offers import HeldOffers
+    from edge_sdk.protocol.errors import OfferRefused
 
+    path = config.home / "device.db"
     if not path.exists():
-        return None
+        return [], False
     connection = sqlite3.connect(path, timeout=2.0)
     try:
-        return HeldOffers(connection).newest(task)
+        uploaded = "SELECT round FROM uploaded WHERE task = ? UNION SELECT round FROM outbox WHERE task = ?"
+        took_part = {number for (number,) in connection.execute(uploaded, (task, task))}
+        rounds = connection.execute("SELECT round FROM offers WHERE task = ? ORDER BY round DESC", (task,)).fetchall()
+        held = [found.offer for (number,) in rounds if (found := HeldOffers(connection).of_round(task, number))]
     except sqlite3.OperationalError:  # no such table: it never ran
-        return None
+        return [], False
     finally:
         connection.close()
+    if mine := [offer for offer in held if offer.round in took_part]:
+        return mine, True
+    for offer in held:
+        with contextlib.suppress(OfferRefused):
+            check_privacy(offer, config)
+            return [offer], bool(took_part)  # rounds so long ago that their offers are gone count, too
+    return [], False
 
 
 def rounds_of(path: Path, tasks: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -277,6 +277,24 @@ def test_what_was_erased_while_nothing_ran_is_never_announced(fake, tmp_path, ca
     assert not any(isinstance(message, Hello) for message in fake.received)
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_forgetting_from_the_command_line_is_in_the_journal_and_it_holds(fake, tmp_path, running, capsys):
+    fake.install("churn", MODEL)
+    with fake.client() as fl:
+        for subject in ("eva", "eva", "b"):
+            fl.record("churn", RECORD, "stays", subject)
+        assert fl.flush(5.0)
+        if running:
+            assert main(["forget", "eva", "--home", str(tmp_path)]) == 0
+    if not running:
+        assert main(["forget", "eva", "--home", str(tmp_path)]) == 0
+    told = [entry for entry in in_the_journal(tmp_path) if entry.kind == "forgotten"]
+    assert [entry.data for entry in told] == [{"examples": 2}]
+    assert "eva" not in repr(told)
+    rows = journal.rows(open_device_db(tmp_path / "device.db"))
+    assert hashlog.check(rows, [], key=bytes(32), fleet="", who="").findings == ()
+
+
 def test_somebody_of_whom_nothing_was_held_ends_no_upload(fake, tmp_path):
     fake.install("churn", MODEL)
     fake._answer = lambda message: None
