@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Any, Final, Literal, NamedTuple
 
 from aggregator.errors import HomeRefused, TaskRefused
-from edge_sdk.privacy import accounting, charges
+from edge_sdk.privacy import accounting, charges, statement
 from edge_sdk.privacy.accounting import ACCOUNTANT_VERSION, NOTHING, Spend
 from edge_sdk.privacy.curves import LedgerError, at_most, largest, pack, unpack
 from edge_sdk.privacy.ledger import MOST_ENTRIES
@@ -110,8 +110,8 @@ class Ledger:
     def __init__(self, connection: sqlite3.Connection) -> None:
         """Makes the tables where they are missing."""
         self._db = connection
-        for statement in SCHEMA:
-            connection.execute(statement)
+        for table in SCHEMA:
+            connection.execute(table)
 
     def _rows(self, statement: str, *values: Any) -> list[Any]:
         return self._db.execute(statement, values).fetchall()
@@ -128,8 +128,8 @@ class Ledger:
 
     def opened(self, task: str, number: int, at: float) -> bool:
         """Charge the model, once; False where it was. In the transaction that keeps what became of the sum."""
-        statement = "UPDATE round_charges SET opened_at = ? WHERE task = ? AND number = ? AND opened_at IS NULL"
-        return self._db.execute(statement, (at, task, number)).rowcount > 0
+        charge = "UPDATE round_charges SET opened_at = ? WHERE task = ? AND number = ? AND opened_at IS NULL"
+        return self._db.execute(charge, (at, task, number)).rowcount > 0
 
     def model(self, task: str) -> ModelSpend | None:
         """What the task's opened sums have spent; None before its first offer. Of several units, that of the last."""
@@ -175,7 +175,7 @@ class Ledger:
         total = accounting.compose(tuple(n * value for value in unpack(by, spend)) for by, spend, n in rows)
         return sum(n for _, _, n in rows), total
 
-    def check_budget(self, task: str, terms: PrivacyTerms, length: int, budget: float | None) -> None:
+    def check_budget(self, task: str, terms: PrivacyTerms, length: int, budget: float | None, n_min: int) -> None:
         """Refuse, before it is offered, the round that would overspend the budget. Raises TaskRefused "spent"."""
         if budget is None or terms.insecure_without_noise:
             return
@@ -183,8 +183,8 @@ class Ledger:
         now, after = accounting.epsilon(spent, terms.delta), self.epsilon_with(task, terms, length)
         if not at_most(after, budget):
             raise TaskRefused(
-                f"the budget is spent: epsilon {now:.4g} of {budget:g} for each {terms.unit} (delta {terms.delta:g}), "
-                f"and another round would bring it to {after:.4g}",
+                f"the budget is spent: epsilon {now:.4g} of {budget:g}, and another round would bring it to "
+                f"{after:.4g} ({statement.basis(terms, n_min)})",
                 "create a task of another name with more noise, fewer steps or a budget that the privacy officer "
                 "has agreed to; its spend adds to this one's where the same people are learnt from",
                 reason="spent",

@@ -157,7 +157,7 @@ class Rounds:
         taking = bool(self._live.taking())
         try:
             offer, secret, roster = self._offering.offer(task, number, now, devices, may_issue=not taking)
-            self.ledger.check_budget(task.name, offer.privacy, offer.length, tasks.budget(spec))
+            self.ledger.check_budget(task.name, offer.privacy, offer.length, tasks.budget(spec), offer.secagg.n_min)
         except TaskRefused as error:
             if error.reason == "spent":
                 self._stop_spent(task, number, now, error)

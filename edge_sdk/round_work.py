@@ -226,7 +226,8 @@ class RoundWork:
     def _check_budget(self, offer: Offer, cost: accounting.Spend) -> None:
         terms = offer.privacy
         if not terms.insecure_without_noise:
-            self._ledger.check(offer.task, terms.unit, cost, self._config.max_epsilon, terms.delta)
+            basis = statement.basis(terms, offer.secagg.n_min)
+            self._ledger.check(offer.task, terms.unit, cost, self._config.max_epsilon, terms.delta, basis=basis)
 
     def _charge(self, offer: Offer) -> None:
         """Inside the transaction that releases the upload."""

@@ -115,22 +115,26 @@ class Ledger:
         """Epsilon spent so far at `delta`; 0.0 before the first charge."""
         return epsilon(self.spent(task, unit), delta)
 
-    def check(self, task: str, unit: str, spend: Spend, budget_epsilon: float, delta: float) -> None:
+    def check(
+        self, task: str, unit: str, spend: Spend, budget_epsilon: float, delta: float, *, basis: str = ""
+    ) -> None:
         """Raise BudgetSpent where `spend` on top of all that the task was charged exceeds the budget at `delta`.
 
         For every unit all units' charges count: an offer of another unit starts no new budget for the same people.
+        `basis`: what the figures mean (statement.basis), for the message.
         """
         spent = self.of_task(task)
         after = epsilon(compose([spent, spend]), delta)
         if after <= budget_epsilon:
             return
         now = epsilon(spent, delta)
+        basis = basis or f"for each {unit}, delta {delta:g}; Renyi, version {ACCOUNTANT_VERSION}"
         raise BudgetSpent(
             "budget-spent",
-            f"task {task!r} has spent epsilon {now:.3f} of {budget_epsilon:g} for each {unit} (delta {delta:g}; "
-            f"one {unit} added or removed; Renyi, version {ACCOUNTANT_VERSION}; charges of all units of the task), "
-            f"{max(0.0, budget_epsilon - now):.3f} is left, and this round would bring it to {after:.3f}: "
-            "wait for a round with more noise or fewer steps, or have the privacy officer raise the budget",
+            f"task {task!r} has spent epsilon {now:.3f} of {budget_epsilon:g} ({basis}; charges of all units of the "
+            f"task together), {max(0.0, budget_epsilon - now):.3f} is left, and this round would bring it to "
+            f"{after:.3f}: wait for a round with more noise or fewer steps, or have the privacy officer raise the "
+            "budget",
         )
 
     def charge(self, task: str, unit: str, round_number: int, spend: Spend, under: Under | None = None) -> bool:

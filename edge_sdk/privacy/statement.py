@@ -111,7 +111,17 @@ def unplaced(unit: str, delta: float, epsilon: float, rounds: int) -> dict[str, 
         f"epsilon {epsilon:.4g} at delta {delta:g} for each {unit} in {rounds} rounds (one {unit} added or removed; "
         f"Renyi, version {ACCOUNTANT_VERSION}), against whom the offers of those rounds said"
     )
-    return {"epsilon": epsilon, "delta": delta, "unit": unit, "rounds": rounds, "sentence": said}
+    adjacency, counted = f"one {unit} added or removed", f"Renyi, version {ACCOUNTANT_VERSION}"
+    figure = {"epsilon": epsilon, "delta": delta, "unit": unit, "rounds": rounds, "sentence": said}
+    return {**figure, "adjacency": adjacency, "accountant": counted, "against": "as the offers of those rounds said"}
+
+
+def basis(terms: PrivacyTerms, n_min: int) -> str:
+    """What must stand beside a figure of these terms, in few words: for texts that say more than one figure."""
+    return (
+        f"for each {terms.unit}, delta {terms.delta:g}, one {terms.unit} added or removed; {accountant(terms)}; "
+        f"{terms.placement} noise, against {_against(terms, n_min)}"
+    )
 
 
 def accountant(terms: PrivacyTerms) -> str:

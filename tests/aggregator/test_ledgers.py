@@ -207,12 +207,20 @@ def test_a_round_of_other_terms_is_charged_and_stopped_by_its_own(ledger):
     for number in (1, 2, 3):
         ledger.opened("churn", number, 2000.0)
     budget = epsilon(rounds_cost(4), 1e-5)
-    ledger.check_budget("churn", TERMS, LENGTH, budget)
+    ledger.check_budget("churn", TERMS, LENGTH, budget, 4)
     louder = msgspec.structs.replace(TERMS, noise_multiplier=0.6)
     with pytest.raises(TaskRefused) as refusal:
-        ledger.check_budget("churn", louder, LENGTH, budget)
+        ledger.check_budget("churn", louder, LENGTH, budget, 4)
     assert refusal.value.reason == "spent"
-    ledger.check_budget("churn", louder, LENGTH, None)
+    for word in (
+        "for each record",
+        "delta 1e-05",
+        "one record added or removed",
+        "Gaussian, version",
+        "against everyone",
+    ):
+        assert word in str(refusal.value)
+    ledger.check_budget("churn", louder, LENGTH, None, 4)
     ledger.offered("churn", 4, louder, LENGTH, 1004.0)
     ledger.opened("churn", 4, 2000.0)
     together = compose([rounds_cost(3), cost(louder, LENGTH)])
@@ -312,6 +320,11 @@ def test_what_a_device_says_is_kept_compared_and_shown_through_the_whole_service
     assert shown["models"][0]["epsilon"] == pytest.approx(ledger_of(fleet).epsilon("churn"), abs=1e-4)
     assert {entry["device"] for entry in shown["devices"]} == {device.name for device in fleet.devices}
     text = "\n".join(ledger_report.lines(shown))
+    for line in ("model churn (done): epsilon ", "devices' epsilons of churn record: at delta "):
+        (found,) = (each for each in text.splitlines() if each.startswith(line))
+        for word in ("delta 1e-05", "one record added or removed", "Gaussian, version", "against everyone"):
+            assert word in found
+    assert shown["models"][0]["against"] == shown["devices"][0]["against"] == "everyone, the aggregator included"
     assert f"alarm: ledgers differ: {liar.name}" in text
     assert "revoke it, then enrol it anew" in text
     assert ledger_report.gather(fleet.service.store, device=honest.name)["alarms"] == []

@@ -23,10 +23,12 @@ from edge_sdk.config import Config
 from edge_sdk.device_db import TIME_FLOOR, TIME_LATEST, DiskFull, fact, open_device_db
 from edge_sdk.device_round import OwnKeys
 from edge_sdk.examples_store import ExamplesStore
+from edge_sdk.journal import Journal
+from edge_sdk.journal import rows as journal_rows
 from edge_sdk.outbox import Outbox
-from edge_sdk.privacy.accounting import ORDERS
+from edge_sdk.privacy.accounting import ORDERS, epsilon
 from edge_sdk.privacy.ledger import BudgetSpent, Ledger
-from edge_sdk.protocol import chunks, codec, roster
+from edge_sdk.protocol import chunks, codec, hashlog, roster
 from edge_sdk.protocol.errors import LocalProtocolError, OfferRefused
 from edge_sdk.protocol.messages import Offer
 from edge_sdk.protocol.sealing import ChunkSealer
@@ -57,12 +59,13 @@ class Bench:
         self.examples = ExamplesStore(home / "examples.db", home / "examples.key", 1000, os.urandom)
         self.update = np.linspace(-0.1, 0.1, LENGTH, dtype=np.float32)
         self.given: list[TrainingInput] = []
+        self.drawn: list[bytes] = []
         self.locked = graph_digest(MODEL)
         (home / "outbox").mkdir()
         config = Config(home=home, **{"max_epsilon": 100.0, **settings})
         keys = OwnKeys(self.me.name, self.me.entry.sign_key, (self.me.entry.epoch_key,))
         authority = self.fleet.authority.public_key().public_bytes_raw()
-        device = Device(FLEET, lambda: keys, authority, self.me.sign.sign, os.urandom)
+        device = Device(FLEET, lambda: keys, authority, self.me.sign.sign, self.entropy)
         self.work = RoundWork(
             device, config, self.db, self.examples,
             fetch=self.fetch, train=self.train, locked_graph=lambda task, expected: self.locked,
@@ -74,6 +77,10 @@ class Bench:
         of = [f"customer {i % customers}" if customers else None for i in range(count)]
         rows = [(TASK, {"minutes": 90.0 + i, "calls": float(i)}, "yes" if i % 2 else "no", of[i]) for i in range(count)]
         self.examples.add_many(rows)
+
+    def entropy(self, count: int) -> bytes:
+        self.drawn.append(os.urandom(count))
+        return self.drawn[-1]
 
     def fetch(self, path: str, limit: int) -> bytes:
         if path not in self.fleet.blobs:
@@ -90,6 +97,21 @@ class Bench:
         frame = self.fleet.frame(offer)
         self.work.judge(frame, offer, NOW)
         return self.work.take_part(frame, offer, lambda: False)
+
+    def opened(self, offer: Offer, size: int) -> client.MaskedUpload:
+        """The newest upload, opened with the round key."""
+        upload, sealed_key = self.db.execute("SELECT upload, sealed_key FROM outbox ORDER BY rowid DESC").fetchone()
+        digest = codec.offer_hash(self.fleet.frame(offer))
+        key = self.fleet.round_key.open(sealed_key, chunks.hello_info(digest, self.me.name, upload))
+        sealed = (self.home / "outbox" / f"{upload.hex()}.sealed").read_bytes()
+        sealer = ChunkSealer(key, chunks.chunk_context(digest, self.me.name, upload, size))
+        plain = b"".join(
+            sealer.open(i, i == chunks.chunk_count(size) - 1, sealed[i * 49_168 : (i + 1) * 49_168])
+            for i in range(chunks.chunk_count(size))
+        )
+        return client.MaskedUpload.decode(
+            plain, profile=ring.profile("P24"), plan=committee.plan(8), length=LENGTH + 64
+        )
 
     def trace(self) -> tuple[int, int, int]:
         """Rows in the outbox, files in it, rounds charged."""
@@ -111,22 +133,35 @@ EVERY = [(unit, placement) for unit in ("record", "customer", "device") for plac
 def test_what_is_released_opens_under_the_round_key_and_is_signed_by_the_device(bench, unit, placement):
     offer = bench.fleet.offer(unit=unit, placement=placement, steps=1)
     size = bench.take_part(offer)
-    plan, ours = committee.plan(8), ring.profile("P24")
-    assert size == client.upload_bytes(ours, plan, LENGTH + 64)
-    upload, sealed_key = bench.db.execute("SELECT upload, sealed_key FROM outbox").fetchone()
-    digest = codec.offer_hash(bench.fleet.frame(offer))
-    key = bench.fleet.round_key.open(sealed_key, chunks.hello_info(digest, bench.me.name, upload))
-    sealed = (bench.home / "outbox" / f"{upload.hex()}.sealed").read_bytes()
-    sealer = ChunkSealer(key, chunks.chunk_context(digest, bench.me.name, upload, size))
-    plain = b"".join(
-        sealer.open(i, i == chunks.chunk_count(size) - 1, sealed[i * 49_168 : (i + 1) * 49_168])
-        for i in range(chunks.chunk_count(size))
-    )
-    masked = client.MaskedUpload.decode(plain, profile=ours, plan=plan, length=LENGTH + 64)
+    assert size == client.upload_bytes(ring.profile("P24"), committee.plan(8), LENGTH + 64)
+    masked, digest = bench.opened(offer, size), codec.offer_hash(bench.fleet.frame(offer))
     client.verify_upload(masked, digest, bench.me.name, bench.me.entry.sign_key)
     assert bench.trace() == (1, 1, 1)
     assert Ledger(bench.db).spent(TASK, unit) == pytest.approx(spend(offer.privacy, LENGTH))
     assert 0 < Ledger(bench.db).epsilon(TASK, unit, 1e-5) < math.inf
+
+
+@pytest.mark.parametrize(("unit", "placement"), EVERY)
+def test_training_rounding_and_noise_each_have_a_fresh_key_of_their_own(bench, unit, placement):
+    offer = bench.fleet.offer(unit=unit, placement=placement, steps=1)
+    masked = bench.opened(offer, bench.take_part(offer))
+    training, rounding, noise, *rest = bench.drawn
+    assert bench.given[0].key == training
+    # The same upload again from what was drawn, so that a key that is not one of these shows.
+    values = quantised(offer.privacy, bench.update, Keystream(rounding))
+    entries = {member.name: member.entry for member in bench.fleet.members}
+    draws = iter(rest)
+    again = client.protect(
+        profile=ring.profile("P24"), plan=committee.plan(8), offer_hash=codec.offer_hash(bench.fleet.frame(offer)),
+        device=bench.me.name, values=values, noise=noise_share(offer.privacy, len(values), Keystream(noise)),
+        members=[client.Member(name, entries[name].epoch_key) for name in offer.secagg.committee],
+        sign=bench.me.sign.sign, entropy=lambda count: next(draws),
+    )  # fmt: skip
+    assert bytes(again.residues) == bytes(masked.residues)
+    bench.take_part(bench.fleet.offer(2, unit=unit, placement=placement, steps=1))
+    keys = [draw for draw in bench.drawn if len(draw) == 32]
+    assert len(set(keys)) == len(keys) >= 12
+    assert bench.given[1].key in keys[len(keys) // 2 :]
 
 
 def test_the_training_is_what_the_offer_says_and_noise_of_the_record_unit_is_added_there(bench):
@@ -224,9 +259,36 @@ def test_when_the_budget_is_spent_nothing_more_is_trained_or_released(tmp_path):
     with pytest.raises(OfferRefused) as refused:
         go_on()
     assert refused.value.reason == "privacy"
+    for word in (
+        "for each device",
+        "delta 1e-05",
+        "one device added or removed",
+        "Skellam, version",
+        "against everyone",
+    ):
+        assert word in str(refused.value)
     assert bench.trace() == (released, released, released)
     assert len(bench.given) == released > 1
     assert Ledger(bench.db).epsilon(TASK, "device", 1e-5) <= 3.0
+
+
+def test_the_journal_says_what_the_figure_of_an_upload_means(tmp_path):
+    bench = Bench(tmp_path)
+    bench.work._journal = Journal(bench.db, lambda: NOW)
+    bench.take_part(bench.fleet.offer(unit="record", placement="local"))
+    said = hashlog.read(journal_rows(bench.db)[-1].entry).data
+    assert (said["delta"], said["adjacency"]) == (1e-5, "one record added or removed")
+    assert said["against"] == "everyone, the aggregator included"
+    assert said["accountant"].startswith("Renyi, subsampled Gaussian, version")
+
+
+def test_an_offer_of_another_unit_is_refused_where_the_task_has_spent_the_budget(tmp_path):
+    bench = Bench(tmp_path, max_epsilon=1.01 * epsilon(spend(FleetOfEight().offer().privacy, LENGTH), 1e-5))
+    bench.take_part(bench.fleet.offer())
+    for number, unit in ((2, "record"), (3, "device")):
+        with pytest.raises(OfferRefused, match="has spent epsilon"):
+            bench.take_part(bench.fleet.offer(number, unit=unit, placement="local"))
+    assert bench.trace() == (1, 1, 1)
 
 
 def test_too_few_examples_mean_not_now(tmp_path):
