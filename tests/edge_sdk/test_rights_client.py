@@ -204,6 +204,17 @@ def test_calls_take_effect_in_their_order(fake):
         assert abs(held["oldest"] - fake.clock()) < 60
 
 
+def test_what_waits_in_memory_goes_with_a_withdrawal_and_does_not_come_back_with_a_consent(fake):
+    with fake.client() as fl:
+        fl.record("churn", RECORD, "stays", "a")
+        fl.record("intent", RECORD, "stays", "a")
+        fl.consent.withdraw("a", ["churn"])
+        fl.consent.give("a", 3)
+        assert fl.flush(5.0)
+        assert [waits["task"] for waits in fl.export("a")["waiting"]] == ["intent"]
+        assert fl.status()["examples_waiting"] == 1
+
+
 def test_a_withdrawal_just_before_the_end_holds(fake):
     fake.install("churn", MODEL)
     with fake.client() as fl:
