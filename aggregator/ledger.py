@@ -21,6 +21,7 @@ from edge_sdk.privacy.accounting import ACCOUNTANT_VERSION, NOTHING, Spend
 from edge_sdk.privacy.curves import LedgerError, at_most, largest, pack, unpack
 from edge_sdk.privacy.ledger import MOST_ENTRIES
 from edge_sdk.protocol.codec import PREFIX_BYTES, SIGNATURE_BYTES
+from edge_sdk.protocol.codec import pack as pack_message
 from edge_sdk.protocol.codec import unpack as unpack_message
 from edge_sdk.protocol.enrolment import MOST_STATED
 from edge_sdk.protocol.errors import MalformedMessage, UnexpectedMessage
@@ -242,7 +243,7 @@ class Ledger:
         What it said before is kept where it was more. Raises UnexpectedMessage "repeat" for a message that is only
         delivered again, MalformedMessage "body" for a curve that is none.
         """
-        digest = hashlib.sha256(frame).digest()
+        digest = hashlib.sha256(pack_message(spent)).digest()
         seen = "SELECT 1 FROM spent_seen WHERE device = ? AND counter = ? AND digest = ?"
         if self._rows(seen, device, spent.counter, digest):
             raise UnexpectedMessage(f"counter {spent.counter} was seen", reason="repeat")
