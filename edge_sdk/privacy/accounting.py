@@ -26,9 +26,9 @@ UNBOUNDED: Final[Spend] = (math.inf,) * len(ORDERS)
 # The orders that Opacus 1.6 and dp-accounting 0.6 both convert from. Further ones would give smaller figures that are
 # valid too (below epsilon 0.3), but of two upper bounds the larger is charged.
 _BOTH: Final = frozenset(order for order in ORDERS if order < 11 or 12 <= order <= 63)
-# Above this epsilon the two begin to differ by more than 2 %, as dp-accounting leaves out each fractional order whose
-# series has not settled. From here on `_difference` is charged on top, unless whole orders alone, which both have, give
-# less.
+# Above this epsilon at delta 1e-5 the two begin to differ by more than 2 %, as low orders decide and dp-accounting
+# leaves out each fractional one whose series has not settled. From here on `_difference` is charged on top, unless
+# whole orders alone, which both have, give less. At a larger delta low orders decide sooner, by the logarithms' ratio.
 DIFFER_ABOVE: Final = 16.0
 # Noise below which fractional orders are bounded by the chord between whole ones: the integral would take steps of
 # z / 4 over a width of order / z.
@@ -115,7 +115,8 @@ def epsilon(spend: Spend, delta: float) -> float:
         return 0.0
     bounds = {o: _convert(o, rdp, delta) for o, rdp in zip(ORDERS, spend, strict=True) if o in _BOTH and rdp < math.inf}
     least = min(bounds.values(), default=math.inf)
-    if least > DIFFER_ABOVE:
+    alike = least * math.log(1e-5) / max(math.log(delta), math.log(1e-5))
+    if alike > DIFFER_ABOVE:
         whole = min((bound for order, bound in bounds.items() if order.is_integer()), default=math.inf)
         least = min(whole, _difference(least) * least)
     return max(0.0, least)

@@ -117,6 +117,7 @@ def test_where_the_references_differ_the_larger_is_charged(q, z, steps):
         (0.05, 0.6, 1500, 1e-3),
         (0.042401, 0.3259, 75, 4.8e-4),
         (0.16241, 0.4091, 83, 3.4e-4),
+        (0.3, 2, 200, 1e-3),  # a larger delta, so the two differ below 16 already
     ],
 )
 def test_with_little_noise_too_the_larger_is_charged_and_not_much_more(q, z, steps, delta):
