@@ -161,10 +161,12 @@ class Ledger:
             found.append((number, at, accounting.epsilon(spent, newest.delta)))
         return found
 
-    def epsilon_with(self, task: str, terms: PrivacyTerms, length: int) -> float:
-        """Epsilon once another round, of these terms, is opened too."""
-        _, spent = self._sum("task = ? AND unit = ? AND opened_at IS NOT NULL", task, terms.unit)
-        return accounting.epsilon(accounting.compose([spent, cost(terms, length)]), terms.delta)
+    def epsilon_with(self, task: str, terms: PrivacyTerms, length: int, number: int = 0) -> tuple[int, float]:
+        """(rounds, epsilon) once another round, of these terms, is opened too: `number`, which may be charged already
+        because a first try at its sum was refused."""
+        others = "task = ? AND unit = ? AND opened_at IS NOT NULL AND number != ?"
+        count, spent = self._sum(others, task, terms.unit, number)
+        return count + 1, accounting.epsilon(accounting.compose([spent, cost(terms, length)]), terms.delta)
 
     def _sum(self, where: str, *values: Any) -> tuple[int, Spend]:
         """(how many rounds, their spends together) of the round charges that fit."""
@@ -181,7 +183,7 @@ class Ledger:
         if budget is None or terms.insecure_without_noise:
             return
         _, spent = self._sum("task = ? AND unit = ? AND opened_at IS NOT NULL", task, terms.unit)
-        now, after = accounting.epsilon(spent, terms.delta), self.epsilon_with(task, terms, length)
+        now, after = accounting.epsilon(spent, terms.delta), self.epsilon_with(task, terms, length)[1]
         if not at_most(after, budget):
             raise TaskRefused(
                 f"the budget is spent: epsilon {now:.4g} of {budget:g}, and another round would bring it to "

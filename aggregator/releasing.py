@@ -66,8 +66,7 @@ class Releases:
         Where fewer groups are left than the task needs the model stays: the sums were seen, so the round counts.
         """
         spec, privacy = self.spec(task), terms.offer.privacy
-        rounds = tasks.rounds_spent(self._store, task.name) + 1  # this round's sum is open and not counted yet
-        epsilon = self._ledger.epsilon_with(task.name, privacy, terms.offer.length)
+        rounds, epsilon = self._ledger.epsilon_with(task.name, privacy, terms.offer.length, terms.offer.round)
         promised = statement.charged(privacy, epsilon, rounds, terms.offer.secagg.n_min)
         parent = terms.offer.models[0].hex()
         words = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +83,7 @@ def _task(home: Path, store: Store, row: TaskRow, now: float) -> Status:
         "metric_name": spec.metric,
         "privacy": _charged(store, row.name, terms, spec.n_min) or privacy(terms, length, spent, spec.n_min),
         "release": None if release is None else {"version": release[0], "sha256": release[2], "metric": release[3]},
-        "rounds": _rounds(store, rounds, spec, (terms, length), spent),
+        "rounds": _rounds(store, rounds, spec),
     }
 
 
@@ -111,20 +112,17 @@ def _charged(store: Store, task: str, terms: PrivacyTerms | None, n_min: int) ->
     return statement.charged(terms, spent.epsilon, spent.rounds, n_min).to_dict()
 
 
-def _rounds(
-    store: Store, rows: list[RoundRow], spec: tasks.TaskSpec, terms: tuple[PrivacyTerms | None, int], spent: int
-) -> list[Status]:
-    """Every round shown, with the epsilon spent up to it; `spent`: rounds that count, those before the shown included.
-
-    A round costs whose sum was opened.
-    """
+def _rounds(store: Store, rows: list[RoundRow], spec: tasks.TaskSpec) -> list[Status]:
+    """Every round shown, with the epsilon spent up to it by the ledger; None where nothing is promised."""
+    charged = sorted(Ledger(store.connection).by_round(spec.name))
     shown = []
-    for row in reversed(rows):
+    for row in rows:
         checkpoint = store.checkpoint(row.task, row.number)
         entry = _round(store, row, checkpoint[1].get(spec.metric) if checkpoint else None)
-        shown.append({**entry, "epsilon": privacy(*terms, spent, spec.n_min).get("epsilon")})
-        spent -= checkpoint is not None
-    return shown[::-1]
+        epsilon = max((spent for number, _, spent in charged if number <= row.number), default=0.0)
+        promised = not spec.insecure_without_noise and math.isfinite(epsilon)
+        shown.append({**entry, "epsilon": round(epsilon, 4) if promised else None})
+    return shown
 
 
 def _round(store: Store, row: RoundRow, metric: float | None) -> Status:

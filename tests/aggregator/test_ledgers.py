@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from small_fleet import SmallFleet, first_model
 
-from aggregator import ledger_report, tasks
+from aggregator import ledger_report, status, tasks
 from aggregator.comparison import said
 from aggregator.errors import HomeRefused, ModelRefused, TaskRefused
 from aggregator.ledger import Ledger, cost
@@ -94,6 +94,11 @@ def no_model(*_):
     raise ModelRefused("a weight is not finite", "lower the learning rate", reason="not-finite")
 
 
+def fleet_status(fleet):
+    service = fleet.service
+    return status.gather(fleet.home.path, service.store, service.registry, fleet.now)["tasks"][0]
+
+
 def audit_rows(fleet):
     return fleet.service.store.connection.execute("SELECT CAST(entry AS BLOB) FROM audit_log").fetchall()
 
@@ -165,6 +170,8 @@ def test_a_sum_that_could_be_read_is_charged_though_its_round_is_aborted(fleet):
     assert (row.phase, row.reason) == ("aborted", "canaries")
     assert ledger_of(fleet).model("churn").rounds == 1
     assert sum(b"sum-refused" in entry for (entry,) in audit_rows(fleet)) == 1
+    shown = fleet_status(fleet)["rounds"][0]["epsilon"]
+    assert shown == round(ledger_of(fleet).epsilon("churn"), 4) > 0
     db = fleet.service.store.connection
     db.execute("UPDATE curves SET accountant = 0")  # a new accountant counts all anew, this one too
     fleet.restart()
@@ -208,6 +215,8 @@ def test_a_round_of_other_terms_is_charged_and_stopped_by_its_own(ledger):
         ledger.opened("churn", number, 2000.0)
     budget = epsilon(rounds_cost(4), 1e-5)
     ledger.check_budget("churn", TERMS, LENGTH, budget, 4)
+    # Round 3 is opened by a second try: what is said of it counts it once.
+    assert ledger.epsilon_with("churn", TERMS, LENGTH, 3) == (3, pytest.approx(epsilon(rounds_cost(3), 1e-5)))
     louder = msgspec.structs.replace(TERMS, noise_multiplier=0.6)
     with pytest.raises(TaskRefused) as refusal:
         ledger.check_budget("churn", louder, LENGTH, budget, 4)
