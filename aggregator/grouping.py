@@ -1,17 +1,14 @@
-"""Which group's sum an upload is added to, and which groups are opened together. Pure: nothing is drawn or remembered.
+"""How many groups a round has, and which of them are opened. Pure: nothing is drawn or remembered.
 
-Groups exist so that the aggregator can take a median of sums it may see (SPEC 7.5.1); every group that is opened has at
-least n_min devices, so a group protects a device as a round with one group does. An upload's group is settled when it
-is accepted, so that only running sums are kept. Whoever sends decides when, never where: ties go by a key that follows
-from the round's secret. However it is done, c malicious devices spoil at most c groups.
+Groups exist so that the aggregator can take a median of sums it may see. Who is in which is settled by the offer and
+its roster (SPEC 7.5.1); every group that is opened has at least n_min devices, and one that stays smaller is left out:
+added to another it could be told apart again. f malicious devices spoil at most f groups.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from edge_sdk.protocol.secagg.committee import CommitteePlan
@@ -24,43 +21,24 @@ _ANSWER_BYTES: Final = 58_000  # of a Share's 60,000: the rest is its seal and t
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """`wanted` groups, of which `fewest` (1, or 3 where the average is robust) fill before a fourth is begun."""
+    """`settled`: the group of every device of the roster; `fewest` of them (1, or 3 for a robust average) must fill."""
 
-    wanted: int
+    settled: Mapping[str, int]
     fewest: int
     n_min: int
-    key: bytes = field(repr=False)
 
-    def group_for(self, device: str, sizes: Mapping[int, int]) -> int:
-        """The group (from 0) of the next upload; `sizes`: devices accepted so far, by group.
+    def group_for(self, device: str) -> int:
+        """The group (from 0) of a device's upload."""
+        return self.settled[device]
 
-        The first `fewest` groups fill to n_min side by side, then one more at a time, then all of them evenly: so n
-        uploads make min(wanted, n // n_min) groups of at least n_min, and at most one that is below.
-        """
-        begun = sum(sizes.values()) // self.n_min + 1
-        groups = range(min(self.wanted, max(self.fewest, begun)))
-        return min(groups, key=lambda group: (sizes.get(group, 0), self._tie(device, group)))
-
-    def _tie(self, device: str, group: int) -> bytes:
-        return hmac.digest(self.key, f"{device}/{group}".encode(), "sha256")
-
-    def together(self, sizes: Mapping[int, int]) -> list[list[int]]:
-        """Groups as they are opened: each at least n_min devices, a smaller one added to the smallest that is not.
-
-        Empty where there are fewer than n_min devices in all.
-        """
-        whole = [[group] for group in sorted(sizes) if sizes[group] >= self.n_min]
-        rest = [group for group in sorted(sizes) if 0 < sizes[group] < self.n_min]
-        if not whole:
-            return [rest] if sum(sizes[group] for group in rest) >= self.n_min else []
-        for group in rest:
-            min(whole, key=lambda groups: sum(sizes[g] for g in groups)).append(group)
-        return whole
+    def opened(self, sizes: Mapping[int, int]) -> list[int]:
+        """The groups that may be opened; `sizes`: devices accepted, by group."""
+        return [group for group in sorted(sizes) if sizes[group] >= self.n_min]
 
 
-def grouping_key(secret: bytes) -> bytes:
-    """The key of a round's ties, from the secret of its round key."""
-    return hashlib.sha256(b"chorale/group/1" + secret).digest()
+def how_many(wanted: int, fewest: int, n_min: int, live: int, most: int) -> int:
+    """The groups to offer: as many as the live devices can fill, at most `wanted` and `most`, at least `fewest`."""
+    return max(fewest, min(wanted, most, live // n_min))
 
 
 def most_groups(ring: Profile, plan: CommitteePlan) -> int:

@@ -6,7 +6,6 @@ exact size, sealed for this round and signed. A refused message changes nothing;
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -54,12 +53,11 @@ class Verified(NamedTuple):
 
 @dataclass(slots=True)
 class _Open:
-    """A round that takes uploads. `sizes`: accepted devices by group, those not yet in a sum included."""
+    """A round that takes uploads."""
 
     terms: RoundTerms
     grouping: Grouping
     sums: GroupSums
-    sizes: Counter[int]
 
 
 class Ingest:
@@ -75,8 +73,7 @@ class Ingest:
 
     def open_round(self, terms: RoundTerms, grouping: Grouping, now: float) -> None:
         """Begin or take up a round: its last snapshots, then every accepted upload that they do not hold."""
-        sizes = Counter(self._store.members(*terms.name).values())
-        opened = _Open(terms, grouping, GroupSums(self._store, self._home, terms), sizes)
+        opened = _Open(terms, grouping, GroupSums(self._store, self._home, terms))
         self._rounds[terms.name] = opened
         for row in self._store.uploads(*terms.name, "accepted"):
             opened.sums[row.group].take_up(SpoolFile(self._home.spool, row.id, row.size), now)
@@ -287,12 +284,10 @@ class Ingest:
 
     def _group_of(self, arriving: _Arriving) -> int:
         opened = self._rounds[arriving.terms.name]
-        return opened.grouping.group_for(arriving.row.device, opened.sizes)
+        return opened.grouping.group_for(arriving.row.device)
 
     def add(self, upload: bytes, residues: bytes | bytearray | memoryview, now: float) -> None:
         """Add an accepted upload to its group's sum, once its acceptance is durable: opens no file, so cannot fail."""
-        group = self._group_of(self._arriving[upload])  # as `accept` found it: `sizes` changes only here
+        group = self._group_of(self._arriving[upload])
         arriving = self._arriving.pop(upload)
-        opened = self._rounds[arriving.terms.name]
-        opened.sums[group].add(arriving.file, residues, now)
-        opened.sizes[group] += 1
+        self._rounds[arriving.terms.name].sums[group].add(arriving.file, residues, now)

@@ -11,7 +11,7 @@ from typing import Any
 
 from aggregator import tasks
 from aggregator.fleet.registry import Registry
-from aggregator.grouping import Grouping, grouping_key, most_groups
+from aggregator.grouping import Grouping
 from aggregator.releasing import Releases
 from aggregator.round_terms import RoundTerms
 from aggregator.server_round import FINAL, TAKING, Action, Event, Phase, Round, said_why, step, waiting_for
@@ -19,6 +19,7 @@ from aggregator.store import audit_log
 from aggregator.store.rows import RoundRow, TaskRow
 from aggregator.store.store import Store
 from edge_sdk.protocol.errors import UnexpectedMessage
+from edge_sdk.protocol.secagg.groups import groups_of
 
 
 def nothing_more() -> None:
@@ -70,11 +71,13 @@ class LiveRounds:
         assert roster is not None
         terms = RoundTerms.read(row.frame, row.secret, {e.device: e.sign_key for e in roster.entries})
         spec, n_min = self._releases.spec(self.task(row.task)), terms.offer.secagg.n_min
-        wanted = min(spec.groups, most_groups(terms.profile, terms.plan))
-        grouping = Grouping(wanted, tasks.fewest_groups(spec), n_min, grouping_key(row.secret))
+        settled = groups_of(terms.offer_hash, terms.roster, terms.offer.secagg.groups)
+        grouping = Grouping(settled, tasks.fewest_groups(spec), n_min)
         state = Round(
             *terms.name,
-            n_min=n_min * grouping.fewest,
+            n_min=n_min,
+            groups=settled,
+            fewest=grouping.fewest,
             n_max=terms.offer.secagg.n_max,
             closes_at=terms.offer.closes_at,
             invited=frozenset(terms.roster),

@@ -16,7 +16,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from aggregator import cohort, tasks
+from aggregator import cohort, grouping, tasks
 from aggregator.errors import TaskRefused
 from aggregator.fleet.registry import ROSTER_TTL_S, Registry
 from aggregator.releasing import Releases
@@ -27,6 +27,8 @@ from edge_sdk.protocol.codec import unpack
 from edge_sdk.protocol.messages import Offer, PrivacyTerms, SecAggTerms
 from edge_sdk.protocol.roster import RosterEntry, SignedRoster, Statement
 from edge_sdk.protocol.sealing import ROUND_SECRET_BYTES, RoundKey
+from edge_sdk.protocol.secagg.committee import plan
+from edge_sdk.protocol.secagg.ring import profile
 
 BEACON_BYTES: Final = 32
 PATIENCE_S: Final = 86_400  # so long changed keys wait for open rounds to end before further rounds wait for them
@@ -92,6 +94,7 @@ class Offering:
         length, privacy = self._terms(task, model)
         secret = self._entropy(ROUND_SECRET_BYTES)
         statement = unpack(roster.statement, Statement)
+        members = cohort.committee_of(roster.statement, roster.entries, spec.stewards)
         offer = Offer(
             fleet=statement.fleet,
             task=task.name,
@@ -109,7 +112,8 @@ class Offering:
                 epoch=statement.epoch,
                 statement_hash=hashlib.sha256(roster.statement).digest(),
                 stewards=spec.stewards,
-                committee=cohort.committee_of(roster.statement, roster.entries, spec.stewards),
+                committee=members,
+                groups=_groups(spec, len(members), len(here)),
             ),
             privacy=privacy,
             consent=spec.consent,
@@ -122,6 +126,11 @@ class Offering:
             length = int(read_vector(model).size)
             self._settled[task.name] = (length, tasks.settle(self._releases.spec(task), length))
         return self._settled[task.name]
+
+
+def _groups(spec: tasks.TaskSpec, members: int, live: int) -> int:
+    most = grouping.most_groups(profile(spec.profile), plan(members))
+    return grouping.how_many(spec.groups, tasks.fewest_groups(spec), spec.n_min, live, most)
 
 
 def epoch_of(roster: SignedRoster) -> int:

@@ -35,7 +35,7 @@ def requests_for(terms: RoundTerms, uploads: list[UploadRow], groups: Groups) ->
     """
     place = {device: index for index, group in enumerate(groups) for device in group}
     packed: list[list[list[bytes]]] = [[[] for _ in groups] for _ in range(terms.plan.m)]
-    for upload in uploads:
+    for upload in (each for each in uploads if each.device in place):
         for by_group, entry in zip(packed, _entries(terms, upload), strict=True):
             by_group[place[upload.device]].append(codec.pack(entry))
     (task, number), empty = terms.name, ((),)

@@ -35,20 +35,20 @@ class Openings:
 
     def __init__(self, store: Store, ingest: Ingest) -> None:
         self._store, self._ingest = store, ingest
-        self._groups: dict[Name, list[tuple[list[int], tuple[str, ...]]]] = {}
+        self._groups: dict[Name, list[tuple[int, tuple[str, ...]]]] = {}
         self._asked: dict[Name, Asked] = {}
 
     def groups(self, terms: RoundTerms, grouping: Grouping) -> list[tuple[str, ...]]:
         """The devices of each group that is opened. Only of a closed round: who is in it must not change."""
         return [devices for _, devices in self._opened(terms.name, grouping)]
 
-    def _opened(self, name: Name, grouping: Grouping) -> list[tuple[list[int], tuple[str, ...]]]:
-        """Per group to be opened: the groups of the uploads that are in it, and their devices in order."""
+    def _opened(self, name: Name, grouping: Grouping) -> list[tuple[int, tuple[str, ...]]]:
+        """Each group to be opened and its devices in order."""
         if name not in self._groups:
             members = self._store.members(*name)
             self._groups[name] = [
-                (merged, tuple(device for device in members if members[device] in merged))
-                for merged in grouping.together(Counter(members.values()))
+                (group, tuple(device for device in members if members[device] == group))
+                for group in grouping.opened(Counter(members.values()))
             ]
         return self._groups[name]
 
@@ -72,7 +72,7 @@ class Openings:
         SPEC 7.5.1: with an answer to spare that agrees, canaries that do not hold are the uploads' fault.
         """
         sums, answers = self._ingest.close_round(*terms.name), self._store.answers(*terms.name)
-        totals = (sums.merged(merged) for merged, _ in self._opened(terms.name, grouping))
+        totals = (sums[group].total for group, _ in self._opened(terms.name, grouping))
         opened = list(opening_requests.open_sums(terms, self.groups(terms, grouping), answers, totals))
         failed = [group.reason for group in opened if group.total is None]
         told = {UNREADABLE} | ({"canaries"} if len(answers) > state.needed else set())

@@ -6,6 +6,7 @@ after. Refuses, with UnexpectedMessage and a reason, whatever a device may not d
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -55,7 +56,8 @@ class Action(Enum):
 class Round:
     """One round of one task. Members are counted from 1; times are seconds.
 
-    `n_min`: uploads that it needs, for every group that it must have; `last_try`: the opening ends with the next sum.
+    `n_min`: uploads that a group needs; `groups`: device -> its group; `fewest`: groups that must fill; `last_try`: the
+    opening ends with the next sum.
     """
 
     task: str
@@ -73,6 +75,14 @@ class Round:
     opening_ends_at: int = 0
     reason: str = ""
     last_try: bool = False
+    groups: Mapping[str, int] = field(default_factory=dict)
+    fewest: int = 1
+
+    @property
+    def filled(self) -> int:
+        """How many groups have uploads enough to be opened."""
+        sizes = Counter(self.groups.get(device, 0) for device in self.accepted)
+        return sum(size >= self.n_min for size in sizes.values())
 
     @property
     def heard_all(self) -> bool:
@@ -167,7 +177,8 @@ def waiting_for(state: Round, live: frozenset[str]) -> str:
     """Why the round has not moved on, in one line for the operator."""
     if state.phase in TAKING:
         out = (state.invited & live) - state.accepted - state.declined
-        return f"{len(state.accepted)} uploads in (needs {state.n_min}), {len(out)} live devices still out"
+        each = f" in each of {state.fewest} groups" if state.fewest > 1 else ""
+        return f"{len(state.accepted)} uploads in (needs {state.n_min}{each}), {len(out)} live devices still out"
     if state.phase is Phase.OPENING:
         return f"{len(state.answered)} of {state.needed} committee answers" + (state.reason and f" ({state.reason})")
     return state.reason
@@ -207,7 +218,9 @@ def _granted(state: Round, event: Granted) -> Step:
 def _accepted(state: Round, event: Accepted) -> Step:
     _check_sender(state, event.device)
     state = replace(state, accepted=state.accepted | {event.device}, declined=state.declined - {event.device})
-    return _close(state, "n-max") if len(state.accepted) >= state.n_max else (state, ())
+    if len(state.accepted) < state.n_max:
+        return state, ()
+    return _close(state, "n-max") if state.filled >= state.fewest else _abort(state, "n-min")
 
 
 def _declined(state: Round, event: Declined) -> Step:
@@ -227,7 +240,7 @@ def _tick(state: Round, event: Tick) -> Step:
 
 
 def _tick_taking(state: Round, event: Tick) -> Step:
-    enough = len(state.accepted) >= state.n_min
+    enough = state.filled >= state.fewest
     if event.now >= state.closes_at:
         return _close(state, "deadline") if enough else _abort(state, "n-min")
     if enough and not (state.invited & event.live) - state.accepted - state.declined:

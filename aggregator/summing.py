@@ -7,7 +7,7 @@ are not marked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -114,16 +114,6 @@ class GroupSums:
     def sizes(self) -> dict[int, int]:
         """Uploads in each group's sum."""
         return {group: each.total.count for group, each in self._sums.items()}
-
-    def merged(self, groups: Sequence[int]) -> RunningSum:
-        """The sum of several groups, which stay as they are."""
-        first, *others = (self[group].total for group in groups)
-        if not others:
-            return first
-        total = RunningSum(self._terms.profile, self._terms.length)
-        for each in (first, *others):
-            total.merge(each)
-        return total
 
 
 def _read(home: Home, name: str) -> bytes:

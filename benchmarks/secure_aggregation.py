@@ -176,6 +176,7 @@ def answer_of(session: Round, uploads: dict[str, client.MaskedUpload], keys: dic
         index=index,
         secret=session.member_devices[index].epoch_key,
         n_min=2,
+        group_count=1,
         roster=keys,
         groups=[shares],
     )
@@ -279,6 +280,7 @@ def member_seconds(devices: int, runs: int) -> float:
             index=0,
             secret=session.member_devices[0].epoch_key,
             n_min=2,
+            group_count=1,
             roster=keys,
             groups=[shares],
         )

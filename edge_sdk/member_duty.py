@@ -138,6 +138,7 @@ def _sums(
         n_min=terms.n_min,
         roster=sign_keys,
         groups=groups,
+        group_count=terms.groups,
     )
     sums = tuple(total.astype("<u2").tobytes() for total in result.sums)
     return ShareBody(held.offer_hash, result.survivors_hash, index + 1, sums)

@@ -122,7 +122,7 @@ class FakeRounds:
 
         model, known = self._models[task], self._roster(now)
         names = tuple(sorted(entry.device for entry in known.entries))
-        secagg = SecAggTerms("P24", len(names), 100, known.epoch, known.statement_hash, False, names)
+        secagg = SecAggTerms("P24", len(names), 100, known.epoch, known.statement_hash, False, names, 1)
         return Offer(
             self._fleet, task, number, now, now + 600, (hashlib.sha256(model).digest(),), len(model),
             graph_digest(model), len(read_vector(model)), secagg, terms, consent, self._round_key.public_bytes(),
@@ -187,7 +187,7 @@ class FakeRounds:
         ]
         return member.answer(
             profile=_P24, plan=_PLAN, offer_hash=offer_hash, member=companion.name, index=index,
-            secret=companion.epoch, n_min=len(uploads), groups=[shares],
+            secret=companion.epoch, n_min=len(uploads), groups=[shares], group_count=1,
             roster={name: entry.sign_key for name, entry in entries.items()},
         )  # fmt: skip
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from edge_sdk.protocol.sealing import open_share
 from edge_sdk.protocol.secagg import client, committee
+from edge_sdk.protocol.secagg import member as member_rules
 from edge_sdk.protocol.secagg.client import share_info
 from edge_sdk.protocol.secagg.member import Answer, SealedShare, answer, survivors_hash
 from edge_sdk.protocol.secagg.residues import RunningSum, decode_residues
@@ -27,8 +30,10 @@ Share = npt.NDArray[np.uint16]
 class MaskedRound:
     """A committee of `members` devices and any number of other ones, by number from 0; the first sit on it."""
 
-    def __init__(self, members: int, devices: int, values: int, n_min: int = 3) -> None:
+    def __init__(self, members: int, devices: int, values: int, n_min: int = 3, group_count: int = 1) -> None:
+        self.settled = True  # False removes a defence: members take any groups
         self.plan, self.n_min, self.values = committee.plan(members), n_min, values
+        self.group_count = group_count
         self.names = [f"d{i:04}" for i in range(devices)]
         self.offer_hash = hashlib.sha256(os.urandom(32)).digest()
         self._sign = {name: Ed25519PrivateKey.generate() for name in self.names}
@@ -67,9 +72,15 @@ class MaskedRound:
             ]
             for group in groups
         ]
+        taken = contextlib.nullcontext() if self.settled else mock.patch.object(member_rules, "check_groups")
+        with taken:
+            return self._answered(member, shares)
+
+    def _answered(self, member: int, shares: list[list[SealedShare]]) -> Answer:
         return answer(
             profile=RING, plan=self.plan, offer_hash=self.offer_hash, member=self.names[member], index=member,
             secret=self._epoch[member], n_min=self.n_min, roster=self._roster, groups=shares,
+            group_count=self.group_count,
         )  # fmt: skip
 
     def share_of(self, member: int, device: int) -> Share:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from benchmarks.attacking.masked_round import MaskedRound, Share
 from edge_sdk.protocol.errors import OpeningRefused, WrongSum
+from edge_sdk.protocol.secagg.groups import groups_of
 from edge_sdk.protocol.secagg.shamir import PRIME, recover
 
 VALUES, N_MIN = 256, 3
@@ -25,19 +26,24 @@ Row = dict[str, Any]
 Lists = list[list[list[int]]]
 
 
-def lists(groups: int) -> Lists:
-    """List i: the groups, the target (device 0) put into group i."""
-    whole = [list(range(1 + N_MIN * j, 1 + N_MIN * (j + 1))) for j in range(groups)]
-    return [[[0, *group] if i == j else group for j, group in enumerate(whole)] for i in range(groups)]
+def lists(session: MaskedRound, groups: int) -> Lists:
+    """List i: for each group N_MIN devices that the offer puts there, and the target (device 0) beside those of i."""
+    settled = groups_of(session.offer_hash, session.names, groups)
+    pools = [[d for d in range(1, len(session.names)) if settled[session.names[d]] == j] for j in range(groups)]
+    return [[[0, *pool[:N_MIN]] if i == j else pool[:N_MIN] for j, pool in enumerate(pools)] for i in range(groups)]
 
 
-def attempt(members: int, groups: int, colluders: int) -> str:
-    """ "recovered", or why not: "answers" (too few shares of a group), or a member's reason to refuse."""
-    session = MaskedRound(members, max(members, N_MIN * groups + 1), VALUES, N_MIN)
+def attempt(members: int, groups: int, colluders: int, *, settled: bool = True) -> str:
+    """ "recovered", or why not: "answers" (too few shares of a group), or a member's reason to refuse.
+
+    `settled`: members hold to the groups that the offer settles; False removes that defence.
+    """
+    session = MaskedRound(members, max(members, (N_MIN + 1) * groups), VALUES, N_MIN, groups)
+    session.settled = settled
+    shown = lists(session, groups)
     vector = np.frombuffer(os.urandom(VALUES), np.int8).astype(np.int64) * 50
-    for device in range(N_MIN * groups + 1):
+    for device in {device for listed in shown for group in listed for device in group}:
         session.upload(device, (vector if device == 0 else 0 * vector).astype(np.int32))
-    shown = lists(groups)
     own = range(members - colluders, members)
     whole: dict[int, Share] = {}
     alone: list[dict[int, Share]] = [{} for _ in range(groups)]
@@ -68,12 +74,13 @@ def _secret(session: MaskedRound, shares: Mapping[int, Share]) -> npt.NDArray[np
 
 
 def run(quick: bool) -> list[Row]:
-    """For each committee: lists of 2 to 6 groups, without colluders and with as many as are stated."""
+    """For each committee: lists of 2 to 6 groups, without colluders and with as many as are stated; both ways."""
     rows = []
     for members in (5, 10) if quick else (5, 10, 32):
         session_plan = MaskedRound(members, members, 1).plan
         for colluders in sorted({0, session_plan.corrupt}):
             for groups in range(2, 7):
                 row: Row = {"members": members, "colluders": colluders, "groups": groups}
-                rows.append(row | {"outcome": attempt(members, groups, colluders)})
+                undefended = attempt(members, groups, colluders, settled=False)
+                rows.append(row | {"outcome": attempt(members, groups, colluders), "any_groups": undefended})
     return rows

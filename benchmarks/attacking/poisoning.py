@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from aggregator.averaging import average
 from aggregator.evaluation import Heldout, evaluate, gate
-from aggregator.grouping import Grouping
 from aggregator.robust import Rule, combine, trimmed
 from benchmarks.attacking.audit import terms
 from benchmarks.attacking.bounds import mean_and_spread
@@ -26,6 +25,7 @@ from benchmarks.attacking.masked_round import RING, MaskedRound
 from benchmarks.attacking.tables import Customers, Table, customers
 from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.artifact.weights import read_vector
+from edge_sdk.protocol.secagg.groups import groups_of
 from edge_sdk.protocol.secagg.keystream import Keystream
 from edge_sdk.round_work import quantised, training_plan
 from edge_sdk.training.dp_sgd import train
@@ -66,12 +66,13 @@ class Fleet:
 
 def grouped(fleet: Fleet, model: bytes, groups: int, seed: int) -> tuple[list[npt.NDArray[np.int64]], list[int], int]:
     """(opened sums by group, their sizes, how many groups hold a malicious device)."""
-    grouping = Grouping(groups, 3 if groups > 1 else 1, N_MIN, seed.to_bytes(32, "big"))
+    names = [f"d{device}" for device in range(len(fleet.parts))]
+    settled = groups_of(seed.to_bytes(32, "big"), names, groups)
     sizes: dict[int, int] = defaultdict(int)
     sums: dict[int, npt.NDArray[np.int64]] = {}
     spoiled = set()
     for device in np.random.default_rng(seed).permutation(len(fleet.parts)).tolist():
-        group = grouping.group_for(f"d{device}", sizes)
+        group = settled[names[device]]
         sizes[group] += 1
         sums[group] = sums.get(group, 0) + fleet.values(model, device).astype(np.int64)
         if device in fleet.malicious:

@@ -52,6 +52,7 @@ class SecAggTerms(Struct, frozen=True, forbid_unknown_fields=True):
     statement_hash: Digest  # SHA-256 of the authority's signed roster statement
     stewards: bool  # True: the committee is drawn from the roster's stewards
     committee: Annotated[tuple[Name, ...], Meta(min_length=5, max_length=128)]
+    groups: Annotated[int, Meta(ge=1, le=64)]  # each is opened by itself; who is in which is settled (SPEC 7.5.1)
 
 
 class PrivacyTerms(Struct, frozen=True, forbid_unknown_fields=True):

@@ -260,6 +260,7 @@ class OneHotDevice:
             n_min=offer.secagg.n_min,
             roster={name: entry.sign_key for name, entry in self.entries(offer).items()},
             groups=[[SealedShare(e.device, e.signature, e.sealed, e.proof) for e in g] for g in request.groups],
+            group_count=offer.secagg.groups,
         )
         sums = tuple(np.asarray(part).astype("<u2").tobytes() for part in given.sums)
         body = ShareBody(digest, given.survivors_hash, place + 1, sums)

@@ -2,78 +2,53 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import hashlib
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregator.errors import TaskRefused
-from aggregator.grouping import Grouping, grouping_key, most_groups
+from aggregator.grouping import Grouping, how_many, most_groups
 from aggregator.tasks import build_spec, settle
 from edge_sdk.protocol import codec
 from edge_sdk.protocol.codec import MAX_FRAME_BYTES
 from edge_sdk.protocol.messages import Share, ShareBody
 from edge_sdk.protocol.sealing import ROUND_SECRET_BYTES, RoundKey, seal_to_round
 from edge_sdk.protocol.secagg.committee import plan
+from edge_sdk.protocol.secagg.groups import groups_of
 from edge_sdk.protocol.secagg.ring import profile
 
-
-def filled(grouping: Grouping, devices: int) -> Counter[int]:
-    """Group sizes once so many devices have come."""
-    sizes: Counter[int] = Counter()
-    for index in range(devices):
-        sizes[grouping.group_for(f"device-{index}", sizes)] += 1
-    return sizes
-
-
-ROUNDS = st.tuples(st.integers(1, 64), st.sampled_from([1, 3]), st.integers(3, 12), st.integers(1, 200))
+DEVICES = [f"device-{index}" for index in range(40)]
 
 
 @settings(deadline=None, max_examples=60)
-@given(ROUNDS)
-def test_as_many_groups_are_opened_as_the_uploads_fill_and_none_is_below_the_minimum(drawn):
-    wanted, fewest, n_min, devices = drawn
-    wanted = max(wanted, fewest)
-    grouping = Grouping(wanted, fewest, n_min, b"key")
-    sizes = filled(grouping, devices)
-    opened = grouping.together(sizes)
-    assert all(sum(sizes[group] for group in groups) >= n_min for groups in opened)
-    if devices >= n_min * fewest:
-        assert len(opened) == min(wanted, devices // n_min)
-        assert sorted(group for groups in opened for group in groups) == sorted(sizes)
-    elif devices < n_min:
-        assert opened == []
+@given(st.binary(min_size=32, max_size=32), st.integers(1, 64), st.integers(1, 200))
+def test_every_device_is_in_one_group_and_groups_differ_by_one_device(offer_hash, groups, count):
+    settled = groups_of(offer_hash, [f"d{index}" for index in range(count)], groups)
+    sizes = [list(settled.values()).count(group) for group in range(groups)]
+    assert sum(sizes) == count
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_who_meets_whom_follows_from_the_offer_and_the_roster_alone():
+    one, two = (groups_of(hashlib.sha256(name).digest(), DEVICES, 8) for name in (b"one", b"two"))
+    assert one == groups_of(hashlib.sha256(b"one").digest(), DEVICES[::-1], 8)
+    assert one != two
+
+
+def test_a_group_below_the_minimum_is_left_out_and_joins_no_other():
+    assert Grouping({}, 1, 3).opened({0: 3, 1: 2, 2: 0, 5: 7}) == [0, 5]
 
 
 @settings(deadline=None, max_examples=60)
-@given(ROUNDS)
-def test_full_groups_differ_by_one_device(drawn):
-    wanted, _, n_min, devices = drawn
-    sizes = filled(Grouping(wanted, 1, n_min, b"key"), devices)
-    if devices >= wanted * n_min:
-        assert max(sizes.values()) - min(sizes.values()) <= 1
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.dictionaries(st.integers(0, 63), st.integers(0, 9), max_size=64), st.integers(3, 12))
-def test_whatever_the_sizes_no_device_is_opened_twice_or_in_a_group_below_the_minimum(sizes, n_min):
-    opened = Grouping(64, 1, n_min, b"key").together(sizes)
-    groups = [group for part in opened for group in part]
-    assert len(set(groups)) == len(groups)
-    assert all(sum(sizes[group] for group in part) >= n_min for part in opened)
-    if sum(sizes.values()) >= n_min:
-        assert sum(sizes[group] for group in groups) == sum(sizes.values())
-
-
-def test_who_meets_whom_follows_from_the_rounds_secret_alone():
-    def places(secret: bytes) -> list[int]:
-        grouping = Grouping(8, 8, 3, grouping_key(secret))
-        return [grouping.group_for(f"device-{index}", {}) for index in range(40)]
-
-    assert places(b"one") == places(b"one")
-    assert places(b"one") != places(b"two")
-    assert len(set(places(b"one"))) == 8
+@given(st.integers(1, 64), st.sampled_from([1, 3]), st.integers(3, 12), st.integers(1, 300), st.integers(14, 64))
+def test_no_more_groups_are_offered_than_live_devices_can_fill(wanted, fewest, n_min, live, most):
+    groups = how_many(max(wanted, fewest), fewest, n_min, live, most)
+    assert fewest <= groups <= max(wanted, fewest)
+    assert groups <= most
+    if live >= fewest * n_min:
+        assert groups * n_min <= live
 
 
 @pytest.mark.parametrize("ring", ["P16", "P24", "P32"])

@@ -131,13 +131,17 @@ def test_all_but_one_device_of_the_smallest_list_learn_the_last():
     assert [row["recovered"] for row in rows] == [0.0, 0.0, 1.0]
 
 
-@pytest.mark.xfail(strict=True, reason="members accept any grouping; remove this mark once the offer fixes the groups")
 def test_a_target_moved_between_groups_is_not_opened():
-    assert moving_target.attempt(5, 5, 0) != "recovered"
+    assert moving_target.attempt(5, 5, 0) == "wrong-group"
 
 
-def test_two_groups_are_too_few_to_move_a_target_between():
-    assert moving_target.attempt(5, 2, 1) == "answers"
+def test_members_that_took_any_grouping_would_open_it():
+    """The defence removed: what the attack is worth."""
+    assert moving_target.attempt(5, 5, 0, settled=False) == "recovered"
+
+
+def test_two_groups_are_too_few_to_move_a_target_between_even_so():
+    assert moving_target.attempt(5, 2, 1, settled=False) == "answers"
 
 
 # -- poisoning

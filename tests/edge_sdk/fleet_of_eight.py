@@ -65,7 +65,7 @@ class FleetOfEight:
     def offer(self, number: int = 1, known: roster.Roster | None = None, **privacy: object) -> Offer:
         known = known or self.roster
         names = tuple(sorted(m.name for m in self.members))
-        secagg = SecAggTerms("P24", 5, 8, known.epoch, known.statement_hash, False, names)
+        secagg = SecAggTerms("P24", 5, 8, known.epoch, known.statement_hash, False, names, 1)
         terms = PrivacyTerms("device", "shared", 4.0, 1.0, 8, 0.5, 2, 0.1, 1e-5, 4, 1.0, 0.01, False, 50)
         terms = msgspec.structs.replace(terms, **privacy)
         return Offer(

@@ -45,7 +45,7 @@ ME = OwnKeys("kiosk-3", bytes([3]) * 32, (bytes([102]) * 32, bytes([103]) * 32))
 def offer(**changes: object) -> Offer:
     committee = device_round.committee_of(ROSTER.seed, ENTRIES, stewards=False)
     digest = ROSTER.statement_hash
-    secagg = SecAggTerms("P24", n_min=5, n_max=8, epoch=1, statement_hash=digest, stewards=False, committee=committee)
+    secagg = SecAggTerms("P24", 5, 8, 1, statement_hash=digest, stewards=False, committee=committee, groups=1)
     privacy = PrivacyTerms(
         "device",
         "shared",

@@ -75,7 +75,7 @@ def open_sum(vectors: list[np.ndarray]) -> np.ndarray:
         ]
         answer = member.answer(
             profile=P24, plan=PLAN, offer_hash=DIGEST, member=name, index=index, secret=keys[name], n_min=5,
-            roster=roster, groups=[shares],
+            roster=roster, groups=[shares], group_count=1,
         )  # fmt: skip
         opened.receive(index, answer)
     return opened.open(total)

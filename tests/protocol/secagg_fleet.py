@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from edge_sdk.protocol.secagg import client, committee
+from edge_sdk.protocol.secagg.groups import groups_of
 from edge_sdk.protocol.secagg.member import Answer, SealedShare, answer, survivors_hash
 from edge_sdk.protocol.secagg.residues import RunningSum
 from edge_sdk.protocol.secagg.ring import Profile, profile
@@ -32,6 +33,7 @@ class Fleet:
     profile_name: str = "P24"
     values: int = 300
     n_min: int = 3
+    group_count: int = 1
     offer_hash: bytes = hashlib.sha256(b"offer").digest()
     uploads: dict[str, client.MaskedUpload] = field(default_factory=dict)
 
@@ -91,7 +93,13 @@ class Fleet:
             n_min=self.n_min,
             roster=self.roster,
             groups=[self.sealed_for(index, group) for group in groups],
+            group_count=self.group_count,
         )
+
+    def settled(self) -> list[list[str]]:
+        """The devices of each group, as the offer settles them (SPEC 7.5.1)."""
+        places = groups_of(self.offer_hash, self.devices, self.group_count)
+        return [[device for device in self.devices if places[device] == group] for group in range(self.group_count)]
 
     def opening(self, groups: Sequence[Sequence[str]], group: int = 0) -> Opening:
         return Opening(

@@ -106,8 +106,8 @@ def test_privacy_noise_adds_up_in_the_sum():
 
 
 def test_disjoint_groups_are_opened_in_one_reply():
-    fleet = Fleet(10)
-    groups = [fleet.devices[:4], fleet.devices[4:]]
+    fleet = Fleet(10, group_count=2)
+    groups = [fleet.settled()[1][:4], fleet.settled()[0]]  # one device has not come
     totals = []
     for group in groups:
         fleet.total = RunningSum(fleet.profile, fleet.length)
@@ -359,14 +359,14 @@ def test_canaries_follow_the_values_and_carry_no_privacy_noise():
 
 def test_a_share_that_cannot_be_read_costs_its_own_group_and_alone_the_whole_answer():
     """Its device sealed it to a key that is not the member's, and signed that."""
-    fleet = Fleet(9)
+    fleet = Fleet(9, group_count=3)
     honest, liar = fleet.members(), fleet.devices[8]
+    groups = sorted(fleet.settled(), key=lambda group: liar in group)
     away = fleet.epoch_keys[liar].public_key().public_bytes_raw()
     for device in fleet.devices:
         if device == liar:
             fleet.members = lambda: [client.Member(member.name, away) for member in honest]
         fleet.upload(device, np.zeros(fleet.values, np.int32))
-    groups = [fleet.devices[0:3], fleet.devices[3:6], fleet.devices[6:9]]
     index = next(i for i, member in enumerate(fleet.committee) if member != liar)
     found = fleet.answer(index, groups)
     assert [len(part) for part in found.sums] == [fleet.profile.degree // fleet.plan.packing] * 2 + [0]

@@ -25,7 +25,7 @@ from edge_sdk.protocol import chunks, codec, messages, sealing, topics
 from edge_sdk.protocol.errors import OfferRefused, SizingRefused
 from edge_sdk.protocol.messages import ALL, DOWN, UP, Offer
 from edge_sdk.protocol.quantize import SUM_SCALE
-from edge_sdk.protocol.secagg import client, committee, member
+from edge_sdk.protocol.secagg import client, committee, groups, member
 from edge_sdk.protocol.secagg.ring import Profile, profile
 
 SPEC = (Path(codec.__file__).parent / "SPEC.md").read_text(encoding="utf-8")
@@ -188,7 +188,7 @@ def test_every_reason_to_refuse_an_offer_is_in_the_table():
 
 def test_every_reason_to_refuse_an_opening_is_in_the_table():
     stated = {word for row in table("7.5", "reason") for word in re.findall(r"`([a-z-]+)`", row[0])}
-    assert stated <= reasons_in(member, member_duty)
+    assert stated <= reasons_in(member, member_duty, groups)
 
 
 def test_the_states_of_an_epoch_key_and_its_times_are_those_of_the_code():
@@ -217,7 +217,7 @@ def offer_of(clip: float, step: float, n_max: int) -> Offer:
         steps=1, learning_rate=0.1,
         delta=1e-5, honest=1, clip=clip, step=step, insecure_without_noise=False, expected_batch=50,
     )  # fmt: skip
-    secagg = messages.SecAggTerms("P24", 3, n_max, 1, bytes(32), False, tuple(f"d{i}" for i in range(5)))
+    secagg = messages.SecAggTerms("P24", 3, n_max, 1, bytes(32), False, tuple(f"d{i}" for i in range(5)), 1)
     return Offer("f0", "churn", 1, 0, 1, (bytes(32),), 1, bytes(32), 1, secagg, terms, 0, bytes(1216))
 
 

@@ -176,6 +176,7 @@ def test_opening(case):
             n_min=case["n_min"],
             roster={device: bytes.fromhex(key) for device, key in case["roster"].items()},
             groups=groups,
+            group_count=case["group_count"],
         ),
     )
     if found is not None:

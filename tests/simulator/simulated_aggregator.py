@@ -22,6 +22,7 @@ from aggregator.comparison import Comparison
 from aggregator.desk import Desk
 from aggregator.errors import TaskRefused
 from aggregator.fleet.registry import Registry
+from aggregator.grouping import how_many
 from aggregator.home import Home
 from aggregator.ingest import Ingest
 from aggregator.offering import Offering as RealOffering
@@ -60,14 +61,15 @@ def privacy_terms() -> PrivacyTerms:
 
 
 def make_offer(
-    number: int, now: float, roster: SignedRoster, round_key: bytes, spec: TaskSpec, **changes: Any
+    number: int, now: float, roster: SignedRoster, round_key: bytes, spec: TaskSpec, *, live: int = 0, **changes: Any
 ) -> Offer:
-    """The offer that an honest aggregator makes."""
+    """The offer that an honest aggregator makes; `live`: devices that are there to fill groups."""
     statement = codec.unpack(roster.statement, Statement)
     terms = SecAggTerms(
         profile=spec.profile, n_min=spec.n_min, n_max=spec.n_max, epoch=statement.epoch,
         statement_hash=hashlib.sha256(roster.statement).digest(), stewards=spec.stewards,
         committee=cohort.committee_of(roster.statement, roster.entries, spec.stewards),
+        groups=how_many(spec.groups, 1, spec.n_min, live, 64),
     )  # fmt: skip
     offer = Offer(
         fleet=FLEET, task=TASK, round=number, issued_at=int(now), closes_at=int(now) + spec.window_s,
@@ -92,7 +94,8 @@ class Offering:
         if len(live) < self._spec.n_min:
             raise TaskRefused("not enough devices are live", "start them", reason="not-live")
         secret = self._entropy(ROUND_SECRET_BYTES)
-        offer = make_offer(number, now, roster, RoundKey(secret).public_bytes(), self._spec, task=task.name)
+        key = RoundKey(secret).public_bytes()
+        offer = make_offer(number, now, roster, key, self._spec, live=len(live), task=task.name)
         return offer, secret, roster
 
 
@@ -194,6 +197,12 @@ class SimulatedAggregator:
         self.post.pump()
 
     # -- what the tests ask
+
+    def counted(self, number: int, task: str = TASK) -> set[str]:
+        """The devices of the groups that have enough of them."""
+        members = self.store.members(task, number)
+        sizes = Counter(members.values())
+        return {device for device, group in members.items() if sizes[group] >= self._spec.n_min}
 
     def included(self, number: int, task: str = TASK) -> set[str]:
         return {row.device for row in self.store.uploads(task, number, "accepted", "summed")}

@@ -26,6 +26,7 @@ from edge_sdk.protocol.errors import CommitteeRefused, WrongSum
 from edge_sdk.protocol.messages import SealedShareEntry
 from edge_sdk.protocol.secagg import client, committee, member
 from edge_sdk.protocol.secagg.committee import CommitteePlan
+from edge_sdk.protocol.secagg.groups import groups_of
 from edge_sdk.protocol.secagg.keystream import Keystream
 from edge_sdk.protocol.secagg.shamir import PRIME, recover, share
 
@@ -44,20 +45,33 @@ def test_two_sets_are_not_answered_by_one_member(liar, monkeypatch, defended):
 
 
 @EVERY_DEFENCE
-def test_two_ways_to_group_one_round_do_not_intersect(liar, monkeypatch, defended):
-    """Removed: the journal of answers. Every group is large enough; two differ in the target and a colluder."""
+def test_a_target_moved_between_groups_for_each_member_is_not_opened(liar_with, monkeypatch, defended):
+    """Removed: `member.check_groups`. Nobody colludes, everybody answers once, every group is large enough.
+
+    The sum of all groups has a share from every member, each group without the target from four fifths of them.
+    """
     if not defended:
-        forget_answers(monkeypatch)
-    digest, (mine, *_) = honest_round(liar), COLLUDERS
-    four = [name for name in liar.names if name not in (TARGET, mine)][:4]
-    others = [name for name in liar.names if name not in (TARGET, mine, *four)]
-    sums = []
-    for one, two in (([TARGET, *four], [mine, *others]), ([mine, *four], [TARGET, *others])):
-        shares = liar.ask(digest, [one, two])[0] | liar.collude(digest, one)
-        sums.append(liar.unmask(digest, shares, one))
-    assert sums[0] is not None, "the first grouping is a round like any other"
-    seen = None if sums[1] is None else sums[0] - sums[1] + np.array(liar.one_hot(mine))
-    judge(liar, seen, defended, "answered")
+        monkeypatch.setattr(member, "check_groups", lambda listed, settled: None)
+    liar = liar_with(21, (), n_min=3)
+    stated = liar.state_roster()
+    offer = liar.offer(stated)
+    secagg = msgspec.structs.replace(offer.secagg, groups=5)
+    digest = liar.publish(msgspec.structs.replace(offer, secagg=secagg), stated)
+    settled = groups_of(digest, liar.names, 5)
+    pools = [[name for name in without(liar, TARGET) if settled[name] == group][:3] for group in range(5)]
+    alone: list[dict[int, np.ndarray]] = [{} for _ in pools]
+    whole: dict[int, np.ndarray] = {}
+    for moved in range(5):
+        shown = [[TARGET, *pool] if place == moved else pool for place, pool in enumerate(pools)]
+        answers = liar.ask(digest, shown, members=[place for place in liar.members(digest) if place % 5 == moved])
+        for point in answers[0]:
+            whole[point] = (sum(part[point].astype(np.int64) for part in answers) % PRIME).astype(np.uint16)
+            for place in {*range(5)} - {moved}:
+                alone[place][point] = answers[place][point]
+    everybody = liar.unmask(digest, whole, [TARGET, *(name for pool in pools for name in pool)])
+    others = [liar.unmask(digest, shares, pool) for shares, pool in zip(alone, pools, strict=True)]
+    found = [each for each in (everybody, *others) if each is not None]
+    judge(liar, everybody - sum(others) if len(found) == 6 else None, defended, "wrong-group")
 
 
 class AnyPlan(CommitteePlan):
@@ -202,6 +216,7 @@ def allow_repeats(patch: pytest.MonkeyPatch) -> None:
         honest(numbered, n_min, {name for group in numbered for name in group})
 
     patch.setattr(member, "_check_groups", lenient)
+    patch.setattr(member, "check_groups", lambda listed, settled: None)  # each is another defence of these
 
 
 @EVERY_DEFENCE

@@ -60,8 +60,8 @@ def run(made: World, steps: list[Operation], rounds: int = 1) -> World:
 
 
 def indicator(made: World, number: int) -> list[int]:
-    included = made.aggregator.included(number)
-    return [int(name in included) for name in made.names]
+    counted = made.aggregator.counted(number)
+    return [int(name in counted) for name in made.names]
 
 
 def check_sums(made: World) -> None:

@@ -108,7 +108,7 @@ OFFER: dict[str, Any] = {
     "length": 1000,
     "secagg": {
         "profile": "P24", "n_min": 5, "n_max": 200, "epoch": 3, "statement_hash": fixed("statement"),
-        "stewards": False, "committee": [f"kiosk-{i}" for i in range(5)],
+        "stewards": False, "committee": [f"kiosk-{i}" for i in range(5)], "groups": 2,
     },
     "privacy": {
         "unit": "device", "placement": "shared", "noise_multiplier": 1.5, "max_grad_norm": 1.0,

@@ -388,8 +388,11 @@ def opening_vectors() -> list[dict[str, Any]]:
         "epoch_secret": digest_of("epoch", MEMBERS[index]).hex(), "plan": plan_of(5),
         "roster": {d: sign_key(d).public_key().public_bytes_raw().hex() for d in DEVICES[:5]},
     }  # fmt: skip
+    facts["group_count"] = 1
     good = [accepted(facts, plain, index, groups) for groups in ([honest], [DEVICES[2:5]])]
-    good.append(accepted(facts | {"n_min": 2}, plain, index, [["kiosk-4", "kiosk-0"], ["kiosk-1", "kiosk-2"]]))
+    three, two = settled(honest, 2)
+    pairs = facts | {"n_min": 2, "group_count": 2}
+    good += [accepted(pairs, plain, index, groups) for groups in ([three, two], [two, three[1:]], [three[:2]])]
     with_bad = ["kiosk-1", "kiosk-2", "kiosk-3"]
     bad = [
         ("no group", [], "empty"), ("an empty group", [honest, []], "empty"),
@@ -409,9 +412,24 @@ def opening_vectors() -> list[dict[str, Any]]:
         ("a share outside the field", [["share outside the field", *with_bad]], "wrong-share"),
     ]  # fmt: skip
     requests = [{"name": w, "groups": g, "expect": "OpeningRefused", "reason": r, **facts} for w, g, r in bad]
+    moved = [
+        ("one group in two parts", {"n_min": 2}, [honest[:2], honest[2:]]),
+        ("two groups in one", pairs, [honest]),
+        ("a device moved to the other group", pairs, [three[1:], [*two, three[0]]]),
+    ]
+    requests += [
+        {"name": word, "groups": groups, "expect": "OpeningRefused", "reason": "wrong-group", **facts, **changes}
+        for word, changes, groups in moved
+    ]
     single = {"name": "one device alone, whatever the offer's minimum", "groups": [["kiosk-0"]], **facts, "n_min": 1}
     requests.append(single | {"expect": "OpeningRefused", "reason": "below-minimum"})
     return [{"name": "shares", "shares": table, "expect": "table"}, *good, *requests]
+
+
+def settled(devices: list[str], count: int) -> list[list[str]]:
+    """SPEC 7.5.1, written a second time: the devices of each group, in the order of their hashes."""
+    drawn = sorted((hashlib.sha256(b"chorale/group/1" + OFFER + named(d)).digest(), d) for d in devices)
+    return [[device for _, device in drawn[group::count]] for group in range(count)]
 
 
 def resigned(entry: dict[str, Any], index: int) -> bytes:

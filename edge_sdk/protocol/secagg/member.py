@@ -24,6 +24,7 @@ from edge_sdk.protocol.errors import OpeningRefused, WrongSeal, WrongSignature
 from edge_sdk.protocol.sealing import open_share
 from edge_sdk.protocol.secagg.client import prefixed, share_info, upload_statement, verify_statement
 from edge_sdk.protocol.secagg.committee import CommitteePlan
+from edge_sdk.protocol.secagg.groups import check_groups, groups_of
 from edge_sdk.protocol.secagg.ring import Profile
 from edge_sdk.protocol.secagg.shamir import PRIME, Share
 
@@ -94,15 +95,18 @@ def answer(
     n_min: int,
     roster: Mapping[str, bytes],
     groups: Sequence[Sequence[SealedShare]],
+    group_count: int,
 ) -> Answer:
     """Check disjoint groups of shares sealed to `member` (at `index`, from 0) and add up each group.
 
-    `roster`: device name -> Ed25519 key (32 bytes), active devices only. Raises OpeningRefused with reason "empty",
-    "below-minimum", "repeated-device", "unknown-device", "wrong-proof", "wrong-signature"; and "wrong-seal" or
-    "wrong-share" where every group holds a share that cannot be read.
+    `roster`: device name -> Ed25519 key (32 bytes), the whole roster of the offer; `group_count`: the offer's `groups`.
+    Raises OpeningRefused with reason "empty", "below-minimum", "repeated-device", "unknown-device", "wrong-group",
+    "wrong-proof", "wrong-signature"; and "wrong-seal" or "wrong-share" where every group holds a share that cannot be
+    read.
     """
     names = [[share.device for share in group] for group in groups]
     _check_groups(names, n_min, roster)
+    check_groups(names, groups_of(offer_hash, roster, group_count))
     request = _Request(profile, plan, offer_hash, member, index, secret, roster)
     sums, unread = [], None
     for group in groups:
