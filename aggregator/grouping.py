@@ -7,7 +7,8 @@ added to another it could be told apart again. f malicious devices spoil at most
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,6 +40,12 @@ class Grouping:
 def how_many(wanted: int, fewest: int, n_min: int, live: int, most: int) -> int:
     """The groups to offer: as many as the live devices can fill, at most `wanted` and `most`, at least `fewest`."""
     return max(fewest, min(wanted, most, live // n_min))
+
+
+def fills(settled: Mapping[str, int], live: Collection[str], groups: int, n_min: int) -> bool:
+    """Can the live devices fill every group?"""
+    sizes = Counter(settled[device] for device in live)
+    return all(sizes[group] >= n_min for group in range(groups))
 
 
 def most_groups(ring: Profile, plan: CommitteePlan) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
 
 from aggregator import cohort, grouping, tasks
 from aggregator.errors import TaskRefused
@@ -23,15 +24,17 @@ from aggregator.releasing import Releases
 from aggregator.store.rows import TaskRow
 from edge_sdk.artifact.graph_lock import graph_digest
 from edge_sdk.artifact.weights import read_vector
-from edge_sdk.protocol.codec import unpack
+from edge_sdk.protocol.codec import PREFIX_BYTES, SIGNATURE_BYTES, offer_hash, pack, unpack
 from edge_sdk.protocol.messages import Offer, PrivacyTerms, SecAggTerms
 from edge_sdk.protocol.roster import RosterEntry, SignedRoster, Statement
 from edge_sdk.protocol.sealing import ROUND_SECRET_BYTES, RoundKey
 from edge_sdk.protocol.secagg.committee import plan
+from edge_sdk.protocol.secagg.groups import groups_of
 from edge_sdk.protocol.secagg.ring import profile
 
 BEACON_BYTES: Final = 32
 PATIENCE_S: Final = 86_400  # so long changed keys wait for open rounds to end before further rounds wait for them
+DRAWS: Final = 32  # round keys tried for a number of groups before fewer are
 REKEY_S: Final = 3600  # changed keys wait this long after the last roster; a device that comes or goes does not
 
 
@@ -113,24 +116,45 @@ class Offering:
                 statement_hash=hashlib.sha256(roster.statement).digest(),
                 stewards=spec.stewards,
                 committee=members,
-                groups=_groups(spec, len(members), len(here)),
+                groups=1,
             ),
             privacy=privacy,
             consent=spec.consent,
             round_key=RoundKey(secret).public_bytes(),
         )
+        if spec.groups > 1:
+            offer, secret = self._grouped(spec, offer, secret, [entry.device for entry in roster.entries], here)
         return offer, secret, roster
+
+    def _grouped(
+        self, spec: tasks.TaskSpec, offer: Offer, secret: bytes, names: list[str], live: frozenset[str]
+    ) -> tuple[Offer, bytes]:
+        """The offer with as many groups as the live devices fill, and the secret of its round key.
+
+        Who is in which follows from the offer's hash: another round key is drawn until every group can fill. Drawing
+        gains an aggregator nothing (SPEC 7.5.1). Raises TaskRefused where too few groups fill.
+        """
+        most = grouping.most_groups(profile(spec.profile), plan(len(offer.secagg.committee)))
+        fewest = tasks.fewest_groups(spec)
+        count = grouping.how_many(spec.groups, fewest, spec.n_min, len(live), most)
+        while True:
+            for _ in range(DRAWS):
+                drawn = replace(offer, secagg=replace(offer.secagg, groups=count))
+                digest = offer_hash(bytes(PREFIX_BYTES + SIGNATURE_BYTES) + pack(drawn))
+                if grouping.fills(groups_of(digest, names, count), live, count, spec.n_min):
+                    return drawn, secret
+                secret = self._entropy(ROUND_SECRET_BYTES)
+                offer = replace(offer, round_key=RoundKey(secret).public_bytes())
+            if count == fewest:
+                what = f"{len(live)} live of {len(names)} devices do not fill {fewest} groups of {spec.n_min}"
+                raise TaskRefused(what, "start more devices, or lower n_min", reason="not-live")
+            count = max(fewest, 4 * count // 5)
 
     def _terms(self, task: TaskRow, model: bytes) -> tuple[int, PrivacyTerms]:
         if task.name not in self._settled:
             length = int(read_vector(model).size)
             self._settled[task.name] = (length, tasks.settle(self._releases.spec(task), length))
         return self._settled[task.name]
-
-
-def _groups(spec: tasks.TaskSpec, members: int, live: int) -> int:
-    most = grouping.most_groups(profile(spec.profile), plan(members))
-    return grouping.how_many(spec.groups, tasks.fewest_groups(spec), spec.n_min, live, most)
 
 
 def epoch_of(roster: SignedRoster) -> int:

@@ -78,6 +78,10 @@ class Round:
     groups: Mapping[str, int] = field(default_factory=dict)
     fewest: int = 1
 
+    def size(self, group: int) -> int:
+        """Uploads of a group."""
+        return sum(self.groups.get(device, 0) == group for device in self.accepted)
+
     @property
     def filled(self) -> int:
         """How many groups have uploads enough to be opened."""
@@ -207,6 +211,8 @@ def _check_sender(state: Round, device: str) -> None:
         raise UnexpectedMessage(f"{device} is not in the roster of round {state.number}", reason="roster")
     if device in state.accepted:
         raise UnexpectedMessage(f"{device} has an upload in round {state.number}", reason="already-in")
+    if len(state.accepted) >= state.n_max and state.size(state.groups.get(device, 0)) >= state.n_max:
+        raise UnexpectedMessage(f"the group of {device} is full", reason="closed")
 
 
 def _granted(state: Round, event: Granted) -> Step:
@@ -218,9 +224,9 @@ def _granted(state: Round, event: Granted) -> Step:
 def _accepted(state: Round, event: Accepted) -> Step:
     _check_sender(state, event.device)
     state = replace(state, accepted=state.accepted | {event.device}, declined=state.declined - {event.device})
-    if len(state.accepted) < state.n_max:
-        return state, ()
-    return _close(state, "n-max") if state.filled >= state.fewest else _abort(state, "n-min")
+    # Where groups still want devices the round goes on: no sum grows beyond n_max, `_check_sender` sees to it.
+    full = len(state.accepted) >= state.n_max and state.filled == len({0, *state.groups.values()})
+    return _close(state, "n-max") if full else (state, ())
 
 
 def _declined(state: Round, event: Declined) -> Step:

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from onehot_device import ONE, OneHotDevice
-from small_fleet import SmallFleet
+from small_fleet import START, SmallFleet, make_task
 from test_service_rounds import Crash, ended, offer_of, raised, start
 
 from aggregator import status
+from aggregator.errors import TaskRefused
 from edge_sdk.artifact.weights import read_vector
 from edge_sdk.protocol import codec
 from edge_sdk.protocol.messages import OpeningRequest
+from edge_sdk.protocol.secagg import groups
 
 GROUPS = {"n_min": 3, "groups": 3, "rounds": 1}
 
@@ -84,6 +86,26 @@ def test_a_robust_round_waits_for_three_groups_and_aborts_with_fewer(fleet):
     start(fleet, window_s=20, robust="median", **GROUPS)
     fleet.run(ended(fleet))
     assert (fleet.phase(), fleet.rounds()[0].reason) == ("aborted", "n-min")
+
+
+def test_round_keys_are_drawn_until_the_live_devices_fill_the_groups(tmp_path):
+    """Of 12 devices 10 are live: that a draw leaves three in each group is far from sure."""
+    fleet = SmallFleet(tmp_path / "home", count=12)
+    make_task(fleet.home, robust="median", window_s=30, **GROUPS)
+    offering = fleet.service._rounds._offering
+    live = frozenset(device.name for device in fleet.devices[:10])
+    for number in range(1, 6):
+        offer, _, roster = offering.offer(fleet.service.store.task("churn"), number, START, live, may_issue=True)
+        digest = codec.offer_hash(bytes(68) + codec.pack(offer))
+        placed = groups.groups_of(digest, [entry.device for entry in roster.entries], 3)
+        assert all(sum(placed[name] == group for name in live) >= 3 for group in range(3))
+
+
+def test_a_robust_round_that_live_devices_cannot_fill_is_not_offered_and_charges_nobody(fleet):
+    make_task(fleet.home, robust="median", **GROUPS)
+    live = frozenset(device.name for device in fleet.devices[:8])
+    with pytest.raises(TaskRefused, match="8 of at least 9 devices are live"):
+        fleet.service._rounds._offering.offer(fleet.service.store.task("churn"), 1, START, live, may_issue=True)
 
 
 @pytest.mark.parametrize("phase", ["closed", "averaging"])

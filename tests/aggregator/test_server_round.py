@@ -165,3 +165,30 @@ def test_our_own_events_out_of_turn_are_bugs():
     for event in (Prepared(1), SumOpened(), SumRefused("x"), Published("x")):
         with pytest.raises(LocalProtocolError):
             step(fresh(), event)
+
+
+def in_two_groups(*devices: str, n_max: int = 4) -> Round:
+    places = {device: index % 2 for index, device in enumerate(DEVICES)}  # d0, d2, d4, d6 in one, the others in two
+    state = Round(
+        "churn", 1, 2, n_max, 1000, frozenset(DEVICES), members=5, needed=4, groups=places, fewest=2
+    )  # fmt: skip
+    return run(*[e for d in devices for e in (Granted(d), Accepted(d))], state=state)
+
+
+def test_at_n_max_a_round_goes_on_while_a_group_wants_devices_and_closes_when_none_does():
+    assert in_two_groups("d0", "d2", "d4", "d1").phase is Phase.COLLECTING
+    assert in_two_groups("d0", "d2", "d4", "d1", "d3").phase is Phase.CLOSED
+    assert in_two_groups("d0", "d1", "d2", "d3").reason == "n-max"
+
+
+def test_no_group_grows_beyond_n_max():
+    short = in_two_groups("d0", "d2", "d4", n_max=3)
+    with pytest.raises(UnexpectedMessage) as refused:
+        step(short, Granted("d6"))
+    assert refused.value.reason == "closed"
+    assert run(Granted("d1"), Accepted("d1"), state=short).phase is Phase.COLLECTING
+
+
+def test_what_counts_at_the_end_is_how_many_groups_are_full():
+    assert run(Tick(1000, frozenset()), state=in_two_groups("d0", "d2", "d4")).phase is Phase.ABORTED
+    assert run(Tick(1000, frozenset()), state=in_two_groups("d0", "d2", "d1", "d3", n_max=9)).phase is Phase.CLOSED

@@ -1,4 +1,4 @@
-"""Which group of a round a device is in: settled by the offer and its roster, by nobody's choice. SPEC 7.5.1. Pure.
+"""Which group of a round a device is in: settled by the offer and its roster, whoever asks. SPEC 7.5.1. Pure.
 
 A member that took any grouping would tell an aggregator that hides a device in another group for each member the sums
 of all groups without it, and so the device (docs/attacks.md): answering once bounds what is told of one set of devices.
