@@ -8,7 +8,7 @@ then with exactly one function weakened, named in the test; the attack's own cod
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lying_rounds
@@ -22,7 +22,7 @@ from simulated_wire import seeded_entropy
 
 from edge_sdk import device_round
 from edge_sdk.protocol import merkle
-from edge_sdk.protocol.errors import CommitteeRefused, WrongSum
+from edge_sdk.protocol.errors import CommitteeRefused, OpeningRefused, WrongSum
 from edge_sdk.protocol.messages import SealedShareEntry
 from edge_sdk.protocol.secagg import client, committee, member
 from edge_sdk.protocol.secagg.committee import CommitteePlan
@@ -44,6 +44,23 @@ def test_two_sets_are_not_answered_by_one_member(liar, monkeypatch, defended):
     judge(liar, liar.unmask(digest, minus(everybody, others), [TARGET]), defended, "answered")
 
 
+def target_moved_between(liar: Liar, digest: bytes, pools: list[list[str]]) -> np.ndarray | None:
+    """What the target sent, as five lists give it that hide it in another one for each fifth of the members."""
+    alone: list[dict[int, np.ndarray]] = [{} for _ in pools]
+    whole: dict[int, np.ndarray] = {}
+    for moved in range(5):
+        shown = [[TARGET, *pool] if place == moved else pool for place, pool in enumerate(pools)]
+        answers = liar.ask(digest, shown, members=[place for place in liar.members(digest) if place % 5 == moved])
+        for point in answers[0]:
+            whole[point] = (sum(part[point].astype(np.int64) for part in answers) % PRIME).astype(np.uint16)
+            for place in {*range(5)} - {moved}:
+                alone[place][point] = answers[place][point]
+    everybody = liar.unmask(digest, whole, [TARGET, *(name for pool in pools for name in pool)])
+    others = [liar.unmask(digest, shares, pool) for shares, pool in zip(alone, pools, strict=True)]
+    found = [each for each in (everybody, *others) if each is not None]
+    return everybody - sum(others) if len(found) == 6 else None
+
+
 @EVERY_DEFENCE
 def test_a_target_moved_between_groups_for_each_member_is_not_opened(liar_with, monkeypatch, defended):
     """Removed: `member.check_groups`. Nobody colludes, everybody answers once, every group is large enough.
@@ -59,19 +76,29 @@ def test_a_target_moved_between_groups_for_each_member_is_not_opened(liar_with, 
     digest = liar.publish(msgspec.structs.replace(offer, secagg=secagg), stated)
     settled = groups_of(digest, liar.names, 5)
     pools = [[name for name in without(liar, TARGET) if settled[name] == group][:3] for group in range(5)]
-    alone: list[dict[int, np.ndarray]] = [{} for _ in pools]
-    whole: dict[int, np.ndarray] = {}
-    for moved in range(5):
-        shown = [[TARGET, *pool] if place == moved else pool for place, pool in enumerate(pools)]
-        answers = liar.ask(digest, shown, members=[place for place in liar.members(digest) if place % 5 == moved])
-        for point in answers[0]:
-            whole[point] = (sum(part[point].astype(np.int64) for part in answers) % PRIME).astype(np.uint16)
-            for place in {*range(5)} - {moved}:
-                alone[place][point] = answers[place][point]
-    everybody = liar.unmask(digest, whole, [TARGET, *(name for pool in pools for name in pool)])
-    others = [liar.unmask(digest, shares, pool) for shares, pool in zip(alone, pools, strict=True)]
-    found = [each for each in (everybody, *others) if each is not None]
-    judge(liar, everybody - sum(others) if len(found) == 6 else None, defended, "wrong-group")
+    judge(liar, target_moved_between(liar, digest, pools), defended, "wrong-group")
+
+
+def any_lists_of_one_group(listed: Sequence[Sequence[str]], settled: Mapping[str, int]) -> None:
+    """`groups.check_groups` without `found & seen`: a settled group may be listed in parts."""
+    for group in listed:
+        if len({settled[device] for device in group}) != 1:
+            raise OpeningRefused("the groups are not those that the offer settles", reason="wrong-group")
+
+
+@EVERY_DEFENCE
+def test_a_settled_group_listed_in_parts_is_not_opened_part_by_part(liar_with, monkeypatch, defended):
+    """Removed: `found & seen` of `groups.check_groups`. A round of one group, of which each member is shown five lists.
+
+    Every list is of the one settled group; the target is moved between them as in the attack above.
+    """
+    if not defended:
+        monkeypatch.setattr(member, "check_groups", any_lists_of_one_group)
+    liar = liar_with(21, (), n_min=3)
+    digest = honest_round(liar)
+    names = without(liar, TARGET)
+    pools = [names[3 * place : 3 * place + 3] for place in range(5)]
+    judge(liar, target_moved_between(liar, digest, pools), defended, "wrong-group")
 
 
 class AnyPlan(CommitteePlan):
