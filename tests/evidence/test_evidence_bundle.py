@@ -15,8 +15,8 @@ from small_fleet import FLEET, make_home, make_task
 
 from aggregator import cli
 from aggregator.about import About, missing
-from aggregator.config import Config, load, save
-from aggregator.evidence import bundle, phrases
+from aggregator.config import Config, ConfigError, load, save
+from aggregator.evidence import bundle, junit, phrases
 from aggregator.ledger import Ledger
 from aggregator.status import opened
 from aggregator.store import audit_log
@@ -190,6 +190,46 @@ def test_a_test_result_file_is_counted_and_pinned_by_its_digest(home: Path, tmp_
     assert len(suite["sha256"]) == 64
     file.write_text("no suite")
     assert cli.main(["evidence", "--task", "churn", "--tests", str(file)]) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<testsuites><testsuite name="a > b" tests="3" failures="2" errors="0" skipped="1"/></testsuites>',
+        "<testsuites><testsuite name='a' tests='3' failures='2' skipped='1'/></testsuites>",
+        "<testsuite tests='3' failures='2' skipped='1'>"
+        "<testsuite tests='1' skipped='1'/><testsuite tests='2' failures='2'/></testsuite>",
+        "<testsuites tests='3'><testsuite tests='1' skipped='1'/><!-- <testsuite tests='9'> -->"
+        "<testsuite tests='2' failures='2'><testcase><failure>&lt;testsuite tests='9'&gt;</failure></testcase>"
+        "</testsuite></testsuites>",
+    ],
+    ids=["quoted >", "single quotes", "nested", "two"],
+)
+def test_every_way_to_write_a_suite_gives_its_counts_once(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "junit.xml"
+    file.write_text(text)
+    counts = junit.read(file)
+    assert [counts[name] for name in ("tests", "failures", "errors", "skipped")] == [3, 2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("<testsuites><testsuite name='a' failures='0'/></testsuites>", "'a' gives no count of its tests"),
+        ("<testsuites><testsuite name='a' tests='3' failures='-1'/></testsuites>", "no count of its failures"),
+        ("<testsuites><testsuite tests='0'/><testsuite tests='0'/></testsuites>", "counts no test"),
+        ("<testsuites tests='4'></testsuites>", "holds no test suite"),
+        ("<testsuites><testsuite tests='3'/>", "is no JUnit file"),
+        ("<?xml version='1.0' encoding='none'?><testsuite tests='3'/>", "is no JUnit file"),
+        ("<!DOCTYPE a [<!ENTITY n '3'>]><testsuite tests='&n;'/>", "document type"),
+    ],
+)
+def test_a_file_that_counts_no_tests_is_refused_with_the_remedy(text: str, why: str, tmp_path: Path) -> None:
+    file = tmp_path / "junit.xml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=why) as refused:
+        junit.read(file)
+    assert "--junitxml" in refused.value.hint
 
 
 def test_a_task_without_rounds_or_noise_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
