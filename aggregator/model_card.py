@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from typing import Any, Final
 
 from aggregator import about, tasks
@@ -69,15 +70,23 @@ def fields(model: bytes) -> Card:
     return {"fields": listed, "label": {"name": label.name, "kind": label.kind, "names": list(label.names)}}
 
 
+def opened(store: Store, task: str) -> list[RoundRow]:
+    """Every round whose sum was read, oldest first: those that the ledger charges, refused afterwards or not."""
+    charged = {number for number, _, _ in Ledger(store.connection).by_round(task)}
+    return [row for row in store.rounds(task) if row.phase in OPENED or row.number in charged]
+
+
 def cohorts(store: Store, task: str) -> list[dict[str, Any]]:
     """Every opened sum's size, oldest first: {"round", "devices"}; of a round with groups one entry for each sum."""
-    found: list[dict[str, Any]] = []
-    for row in store.rounds(task):
-        if row.phase in OPENED:
-            groups = [group["devices"] for group in row.stats.get("groups", [])]
-            sizes = groups or [len(store.uploads(task, row.number, "accepted", "summed"))]
-            found += [{"round": row.number, "devices": size} for size in sizes]
-    return found
+    return [{"round": row.number, "devices": size} for row in opened(store, task) for size in _sizes(store, row)]
+
+
+def _sizes(store: Store, row: RoundRow) -> list[int]:
+    """Devices in each sum of an opened round: as recorded, else (the sums were refused) as they were accepted."""
+    if recorded := [group["devices"] for group in row.stats.get("groups", [])]:
+        return recorded
+    accepted, fewest = Counter(store.members(row.task, row.number).values()), offer_of(row).secagg.n_min
+    return [accepted[group] for group in sorted(accepted) if accepted[group] >= fewest]
 
 
 def spread(sizes: list[int]) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def _rounds(store: Store, spec: tasks.TaskSpec, rounds: list[RoundRow]) -> Facts
     aborted = Counter(row.reason for row in rounds if row.phase == "aborted")
     return {
         "offered": len(rounds),
-        "opened": sum(row.phase in model_card.OPENED for row in rounds),
+        "opened": len(model_card.opened(store, spec.name)),
         "aborted": sum(aborted.values()),
         "aborted_why": dict(aborted),
         "wanted": spec.rounds,
@@ -316,11 +316,13 @@ def _intact(store: Store) -> bool:
 
 
 def _adds_up(store: Store, task: str) -> bool:
-    """The ledger's figure is the sum over its rounds, and every opened sum was charged, used or not."""
-    ledger = Ledger(store.connection)
-    by_round, opened = ledger.by_round(task), store.averaged_rounds(task)
+    """The ledger's figure is the sum over its rounds: those that moved the model, and those logged as refused."""
+    ledger, refused = Ledger(store.connection), {entry.round for entry in _entries(store, task, "sum-refused")}
+    by_round = ledger.by_round(task)
+    used = {row.number for row in store.rounds(task) if row.phase in model_card.OPENED}
     last = by_round[-1][2] if by_round else 0.0
-    return len(by_round) >= opened and at_most(last, ledger.epsilon(task)) and at_most(ledger.epsilon(task), last)
+    same = sorted(number for number, _, _ in by_round) == sorted(used | refused)
+    return same and at_most(last, ledger.epsilon(task)) and at_most(ledger.epsilon(task), last)
 
 
 def _served(source: Source, task: str) -> bool:

@@ -11,13 +11,18 @@ from pathlib import Path
 import msgspec
 import pytest
 from evidence_home import STATED
-from small_fleet import FLEET, make_home, make_task
+from small_fleet import FLEET, SmallFleet, make_home, make_task
 
-from aggregator import cli
+from aggregator import cli, model_card
 from aggregator.about import About, missing
 from aggregator.config import Config, ConfigError, load, save
+from aggregator.errors import ModelRefused
 from aggregator.evidence import bundle, junit, phrases
+from aggregator.evidence.collect import Source, collect
+from aggregator.fleet.authority import open_authority
 from aggregator.ledger import Ledger
+from aggregator.releases.repository import Repository
+from aggregator.releasing import Releases
 from aggregator.status import opened
 from aggregator.store import audit_log
 from edge_sdk.protocol import hashlog
@@ -252,3 +257,69 @@ def test_a_task_without_rounds_or_noise_says_so(tmp_path: Path, monkeypatch: pyt
 def test_about_knows_what_is_missing() -> None:
     assert missing(STATED) == ["cross_border", "dpia_owner"]
     assert set(missing(About())) == set(About.__struct_fields__) - {"legal_basis_note", "limits"}
+
+
+def refused_home(path: Path, monkeypatch: pytest.MonkeyPatch, **fields: object) -> SmallFleet:
+    """One round whose sum was read and made no model, and was therefore aborted."""
+
+    def no_model(*_: object) -> None:
+        raise ModelRefused("a weight is not finite", "lower the learning rate", reason="not-finite")
+
+    fleet = SmallFleet(path, count=7)
+    with monkeypatch.context() as patch:
+        patch.setattr(Releases, "average", no_model)
+        fleet.task(rounds=1, **fields)
+        fleet.hello_all()
+        fleet.run(lambda: any(row.secret is None for row in fleet.rounds()))
+    assert [(row.phase, row.reason) for row in fleet.rounds()] == [("aborted", "not-finite")]
+    return fleet
+
+
+def facts_of(fleet: SmallFleet) -> dict:
+    service = fleet.service
+    authority, repository = open_authority(fleet.home.authority, now=fleet.now), Repository(fleet.home.releases)
+    source = Source(fleet.home, FLEET, service.store, service.registry, authority, repository)
+    return collect(source, "churn", now=fleet.now)
+
+
+@pytest.mark.parametrize(("groups", "sizes"), [(1, [7]), (2, [3, 4])])
+def test_a_sum_that_was_read_and_refused_is_in_the_evidence_and_on_the_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: int, sizes: list[int]
+) -> None:
+    fleet = refused_home(tmp_path / "home", monkeypatch, groups=groups)
+    facts = facts_of(fleet)
+    assert facts["privacy"]["spent"] > 0
+    assert [entry["round"] for entry in facts["privacy"]["by_round"]] == [1]
+    assert (facts["rounds"]["opened"], facts["rounds"]["aborted"]) == (1, 1)
+    assert sorted(entry["devices"] for entry in facts["rounds"]["cohorts"]["by_sum"]) == sizes
+    assert facts["rounds"]["cohorts"]["smallest"] == sizes[0]
+    assert f"smallest {sizes[0]}," in phrases.cohort(facts, "en")
+    assert f"最小 {sizes[0]}" in phrases.cohort(facts, "zh")
+    store = fleet.service.store
+    task = store.task("churn")
+    model = fleet.home.checkpoint_file(task.checkpoint).read_bytes()
+    card = model_card.card(store, task, model, version=2, sha256="", number=0, metrics={}, now=fleet.now)
+    assert (card["cohorts"]["sums"], card["cohorts"]["smallest"]) == (len(sizes), sizes[0])
+
+
+def test_the_ledger_adds_up_only_with_every_sum_that_was_read_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = refused_home(tmp_path / "home", monkeypatch)
+    fleet.run(lambda: any(row.number == 2 and row.secret is None for row in fleet.rounds()))
+
+    def adds_up() -> bool:
+        checks = {check["check"]: check["passed"] for check in facts_of(fleet)["tests"]["checks"]}
+        return checks["ledger-adds-up"]
+
+    assert [row.phase for row in fleet.rounds()] == ["aborted", "released"]
+    assert adds_up()
+    database = fleet.service.store.connection
+    for number in (1, 2):
+        (at,) = database.execute("SELECT opened_at FROM round_charges WHERE number = ?", (number,)).fetchone()
+        database.execute("UPDATE round_charges SET opened_at = NULL WHERE number = ?", (number,))
+        assert not adds_up()
+        database.execute("UPDATE round_charges SET opened_at = ? WHERE number = ?", (at, number))
+    assert adds_up()
+    database.execute("UPDATE rounds SET phase = 'aborted' WHERE number = 2")  # charged, and nothing says what for
+    assert not adds_up()
