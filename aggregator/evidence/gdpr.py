@@ -192,9 +192,10 @@ ARTICLES: Final[tuple[Article, ...]] = (
         Pair("Keep a record of the processing activities.", "保存处理活动的记录。"),
         Pair(
             "This bundle holds purpose, fields, recipients, retention and measures. Since the task began: {offered}"
-            " rounds offered, {opened} opened, {aborted} aborted. {releases} {audit}",
+            " rounds offered, {opened} opened, {aborted} aborted (a sum that was read and then refused is in both)."
+            " {releases} {audit}",
             "本材料载明目的、字段、接收方、保存期限和措施。任务开始以来：提出 {offered} 轮，打开 {opened} 轮，"
-            "中止 {aborted} 轮。{releases}{audit}",
+            "中止 {aborted} 轮（已读取但随后被拒绝的总和同时计入两者）。{releases}{audit}",
         ),
         Pair("Names of joint controllers, representative and officer.", "共同控制者、代表及保护官的名称。"),
     ),

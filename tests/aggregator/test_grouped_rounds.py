@@ -12,7 +12,7 @@ from onehot_device import ONE, OneHotDevice
 from small_fleet import START, SmallFleet, make_task
 from test_service_rounds import Crash, ended, offer_of, raised, start
 
-from aggregator import status
+from aggregator import offering, status
 from aggregator.errors import TaskRefused
 from edge_sdk.artifact.weights import read_vector
 from edge_sdk.protocol import codec
@@ -92,13 +92,21 @@ def test_round_keys_are_drawn_until_the_live_devices_fill_the_groups(tmp_path):
     """Of 12 devices 10 are live: that a draw leaves three in each group is far from sure."""
     fleet = SmallFleet(tmp_path / "home", count=12)
     make_task(fleet.home, robust="median", window_s=30, **GROUPS)
-    offering = fleet.service._rounds._offering
+    office = fleet.service._rounds._offering
     live = frozenset(device.name for device in fleet.devices[:10])
     for number in range(1, 6):
-        offer, _, roster = offering.offer(fleet.service.store.task("churn"), number, START, live, may_issue=True)
+        offer, _, roster = office.offer(fleet.service.store.task("churn"), number, START, live, may_issue=True)
         digest = codec.offer_hash(bytes(68) + codec.pack(offer))
         placed = groups.groups_of(digest, [entry.device for entry in roster.entries], 3)
         assert all(sum(placed[name] == group for name in live) >= 3 for group in range(3))
+
+
+def test_where_no_draw_fills_three_groups_the_operator_is_told_and_nothing_is_offered(fleet, monkeypatch):
+    monkeypatch.setattr(offering, "DRAWS", 0)
+    make_task(fleet.home, robust="median", **GROUPS)
+    live = frozenset(device.name for device in fleet.devices)
+    with pytest.raises(TaskRefused, match="9 live of 9 devices do not fill 3 groups of 3"):
+        fleet.service._rounds._offering.offer(fleet.service.store.task("churn"), 1, START, live, may_issue=True)
 
 
 def test_a_robust_round_that_live_devices_cannot_fill_is_not_offered_and_charges_nobody(fleet):
