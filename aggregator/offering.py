@@ -121,6 +121,7 @@ class Offering:
             privacy=privacy,
             consent=spec.consent,
             round_key=RoundKey(secret).public_bytes(),
+            query=None,
         )
         if spec.groups > 1:
             offer, secret = self._grouped(spec, offer, secret, [entry.device for entry in roster.entries], here)

@@ -75,6 +75,8 @@ def _draft(spec: TaskSpec, length: int) -> PrivacyTerms:
         step=(clip if spec.unit == "device" else spec.max_grad_norm) / (1000 * math.sqrt(length)),
         insecure_without_noise=spec.insecure_without_noise,
         expected_batch=batch,
+        proximal=0.0,
+        weight_bound=0,
     )
 
 

@@ -125,7 +125,7 @@ class FakeRounds:
         secagg = SecAggTerms("P24", len(names), 100, known.epoch, known.statement_hash, False, names, 1)
         return Offer(
             self._fleet, task, number, now, now + 600, (hashlib.sha256(model).digest(),), len(model),
-            graph_digest(model), len(read_vector(model)), secagg, terms, consent, self._round_key.public_bytes(),
+            graph_digest(model), len(read_vector(model)), secagg, terms, consent, self._round_key.public_bytes(), None,
         )  # fmt: skip
 
     def _roster(self, now: int) -> roster.Roster:
@@ -216,4 +216,6 @@ def fake_terms(unit: Unit, placement: Placement, noise_multiplier: float = 1.0) 
         step=0.004,
         insecure_without_noise=noise_multiplier == 0,
         expected_batch=32,
+        proximal=0.0,
+        weight_bound=0,
     )

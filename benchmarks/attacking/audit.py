@@ -63,6 +63,8 @@ def terms(unit: Unit, placement: Placement, **changes: Any) -> PrivacyTerms:
         step=2.0**-9 if whole or shared else 2.0**-14,
         insecure_without_noise=True,
         expected_batch=BATCH,
+        proximal=0.0,
+        weight_bound=0,
     )
     return msgspec.structs.replace(plain, **changes)
 

@@ -74,6 +74,35 @@ class PrivacyTerms(Struct, frozen=True, forbid_unknown_fields=True):
     # Record and customer: units expected in a step, which divide its sum. The offer fixes it, as a divisor of the
     # device's own would betray its count.
     expected_batch: Annotated[int, Meta(ge=1, le=1_000_000)]
+    proximal: NotNegative  # FedProx: every local step also pulls by so much towards the offered weights; 0: not at all
+    # Device unit: an update counts min(examples, weight_bound) / weight_bound; 0: every device counts alike.
+    weight_bound: Annotated[int, Meta(ge=0, le=1_000_000)]
+
+
+StatisticKind = Literal["moments", "histogram", "words", "model"]
+
+
+class Statistic(Struct, frozen=True, forbid_unknown_fields=True):
+    """One thing that is counted over the units' examples (SPEC 7.9). `field` "" is the label.
+
+    moments: count, sum and sum of squares of a number within [low, high]. histogram: so many in each of `bins` equal
+    parts of [low, high]. words: so many of each of `words`, and of all others. model: count, summed loss, right
+    answers, and a histogram of scores, of the offered checkpoint.
+    """
+
+    kind: StatisticKind
+    field: Annotated[str, Meta(max_length=200)]
+    low: float
+    high: float
+    bins: Annotated[int, Meta(ge=0, le=4096)]
+    words: Annotated[tuple[Annotated[str, Meta(max_length=200)], ...], Meta(max_length=4096)]
+
+
+class Query(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a round asks instead of training: sums over units, noised and masked like gradients."""
+
+    name: Name
+    statistics: Annotated[tuple[Statistic, ...], Meta(min_length=1, max_length=64)]
 
 
 class Offer(Message, frozen=True):
@@ -95,6 +124,7 @@ class Offer(Message, frozen=True):
     privacy: PrivacyTerms
     consent: Count  # the notice that whoever is learnt from has agreed to, at least; 0: nobody is asked
     round_key: Annotated[bytes, Meta(min_length=1216, max_length=1216)]
+    query: Query | None  # statistics of the examples in place of training (SPEC 7.9)
 
 
 # From the device ------------------------------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ TERMS = PrivacyTerms(
     step=2.0**-10,
     insecure_without_noise=False,
     expected_batch=50,
+    proximal=0.0,
+    weight_bound=0,
 )
 
 

@@ -349,9 +349,10 @@ def an_offer() -> Offer:
         unit="record", placement="local", noise_multiplier=1.0, max_grad_norm=1.0, per_customer=8, sample_rate=0.1,
         steps=1, learning_rate=0.1,
         delta=1e-5, honest=1, clip=1.0, step=0.001, insecure_without_noise=False, expected_batch=50,
+        proximal=0.0, weight_bound=0,
     )  # fmt: skip
     secagg = SecAggTerms("P24", 3, 9, 1, bytes(32), False, tuple(f"d{i}" for i in range(5)), 1)
     now = int(time.time())
     return Offer(
-        FLEET, "churn", 9, now, now + 60, (bytes(32),), 1000, bytes(32), 10, secagg, privacy, 0, bytes(1216)
+        FLEET, "churn", 9, now, now + 60, (bytes(32),), 1000, bytes(32), 10, secagg, privacy, 0, bytes(1216), None
     )  # fmt: skip

@@ -66,11 +66,11 @@ class FleetOfEight:
         known = known or self.roster
         names = tuple(sorted(m.name for m in self.members))
         secagg = SecAggTerms("P24", 5, 8, known.epoch, known.statement_hash, False, names, 1)
-        terms = PrivacyTerms("device", "shared", 4.0, 1.0, 8, 0.5, 2, 0.1, 1e-5, 4, 1.0, 0.01, False, 50)
+        terms = PrivacyTerms("device", "shared", 4.0, 1.0, 8, 0.5, 2, 0.1, 1e-5, 4, 1.0, 0.01, False, 50, 0.0, 0)
         terms = msgspec.structs.replace(terms, **privacy)
         return Offer(
             FLEET, TASK, number, NOW - 5, NOW + 600, (hashlib.sha256(MODEL).digest(),), len(MODEL),
-            graph_digest(MODEL), LENGTH, secagg, terms, 0, self.round_key.public_bytes(),
+            graph_digest(MODEL), LENGTH, secagg, terms, 0, self.round_key.public_bytes(), None,
         )  # fmt: skip
 
     def frame(self, offer: Offer) -> bytes:

@@ -61,9 +61,11 @@ def offer(**changes: object) -> Offer:
         step=0.01,
         insecure_without_noise=False,
         expected_batch=10,
+        proximal=0.0,
+        weight_bound=0,
     )
     plain = Offer(
-        "f0", "churn", 7, NOW - 5, NOW + 600, (bytes(32),), 1000, bytes(32), 100, secagg, privacy, 0, ROUND_KEY
+        "f0", "churn", 7, NOW - 5, NOW + 600, (bytes(32),), 1000, bytes(32), 100, secagg, privacy, 0, ROUND_KEY, None
     )
     for name, value in changes.items():
         for part in ("secagg", "privacy"):

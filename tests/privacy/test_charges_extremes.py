@@ -32,6 +32,8 @@ TERMS = st.builds(
     step=POSITIVE,
     insecure_without_noise=st.booleans(),
     expected_batch=st.sampled_from([1, 1_000_000]),
+    proximal=st.sampled_from([0.0, 1e12]),
+    weight_bound=st.sampled_from([0, 1_000_000]),
 )
 
 
@@ -53,7 +55,7 @@ def test_noise_that_rounds_to_nothing_is_charged_without_bound(unit):
     terms = PrivacyTerms(
         unit=unit, placement="shared", noise_multiplier=1e-9, max_grad_norm=1.0, per_customer=1, sample_rate=0.1,
         steps=1, learning_rate=0.1, delta=1e-5, honest=4, clip=1.0, step=1e-3, insecure_without_noise=False,
-        expected_batch=10,
+        expected_batch=10, proximal=0.0, weight_bound=0,
     )  # fmt: skip
     assert charges.spend(terms, 100) == UNBOUNDED
     assert charges.too_little_noise(terms)

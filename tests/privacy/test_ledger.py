@@ -18,6 +18,7 @@ OTHER = subsampled_gaussian(0.1, 2.0, 20)
 def terms(**changed):
     noise = {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "per_customer": 32, "sample_rate": 0.1, "steps": 10}
     wire = {"clip": 1.0, "step": 2.0**-10, "insecure_without_noise": False, "expected_batch": 50}
+    wire |= {"proximal": 0.0, "weight_bound": 0}
     rest = {"unit": "record", "placement": "local", "learning_rate": 0.1, "delta": DELTA, "honest": 1}
     return PrivacyTerms(**{**noise, **wire, **rest, **changed})
 

@@ -38,7 +38,7 @@ MODEL = tabular_classifier(SCHEMA, (6,), seed=1)
 TERMS = PrivacyTerms(
     unit="record", placement="shared", noise_multiplier=2.0, max_grad_norm=0.7, per_customer=3, sample_rate=1.0,
     steps=1, learning_rate=0.3, delta=1e-5, honest=4, clip=12.0, step=2e-5, insecure_without_noise=False,
-    expected_batch=12,
+    expected_batch=12, proximal=0.0, weight_bound=0,
 )  # fmt: skip
 
 

@@ -216,9 +216,10 @@ def offer_of(clip: float, step: float, n_max: int) -> Offer:
         unit="record", placement="local", noise_multiplier=1.0, max_grad_norm=1.0, per_customer=8, sample_rate=0.1,
         steps=1, learning_rate=0.1,
         delta=1e-5, honest=1, clip=clip, step=step, insecure_without_noise=False, expected_batch=50,
+        proximal=0.0, weight_bound=0,
     )  # fmt: skip
     secagg = messages.SecAggTerms("P24", 3, n_max, 1, bytes(32), False, tuple(f"d{i}" for i in range(5)), 1)
-    return Offer("f0", "churn", 1, 0, 1, (bytes(32),), 1, bytes(32), 1, secagg, terms, 0, bytes(1216))
+    return Offer("f0", "churn", 1, 0, 1, (bytes(32),), 1, bytes(32), 1, secagg, terms, 0, bytes(1216), None)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5])

@@ -57,6 +57,7 @@ def privacy_terms() -> PrivacyTerms:
         unit="record", placement="local", noise_multiplier=2.0, max_grad_norm=1.0, per_customer=8, sample_rate=0.1,
         steps=1, learning_rate=0.1,
         delta=1e-5, honest=1, clip=1.0, step=1.0 / STEPS_IN_CLIP, insecure_without_noise=False, expected_batch=50,
+        proximal=0.0, weight_bound=0,
     )  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def make_offer(
     offer = Offer(
         fleet=FLEET, task=TASK, round=number, issued_at=int(now), closes_at=int(now) + spec.window_s,
         models=(bytes(32),), model_bytes=1000, graph_digest=bytes(32), length=LENGTH, secagg=terms,
-        privacy=privacy_terms(), consent=0, round_key=round_key,
+        privacy=privacy_terms(), consent=0, round_key=round_key, query=None,
     )  # fmt: skip
     return msgspec.structs.replace(offer, **changes)
 

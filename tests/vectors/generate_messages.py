@@ -116,9 +116,12 @@ OFFER: dict[str, Any] = {
         "learning_rate": 0.5, "delta": 1e-05, "honest": 4, "clip": 2.0, "step": 0.0009765625,
         "insecure_without_noise": False,
         "expected_batch": 50,
+        "proximal": 0.0,
+        "weight_bound": 0,
     },
     "consent": 2,
     "round_key": fixed("round key", 1216),
+    "query": None,
 }  # fmt: skip
 NOTICE: dict[str, Any] = {"task": "churn", "round": 7, "size": 123_456, "digest": fixed("opening")}
 HEAD: dict[str, Any] = {"size": 41, "head": fixed("log"), "time": 1_800_000_000, "signature": fixed("signature", 64)}
