@@ -50,7 +50,7 @@ class Rows:
 
     def take(self, places: Array) -> Rows:
         """The rows where `places` (bool [B]) is true, or at `places` (int)."""
-        chosen = np.flatnonzero(places) if places.dtype == bool else places
+        chosen = [int(place) for place in (np.flatnonzero(places) if places.dtype == bool else places)]
         return Rows(
             [self.records[i] for i in chosen],
             [self.answers[i] for i in chosen],
