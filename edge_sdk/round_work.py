@@ -27,16 +27,16 @@ from edge_sdk.held_offers import HeldOffers
 from edge_sdk.journal import Journal
 from edge_sdk.outbox import Outbox, seal_upload
 from edge_sdk.privacy import accounting, statement
-from edge_sdk.privacy.charges import sigma_steps, spend
+from edge_sdk.privacy.charges import spend
 from edge_sdk.privacy.ledger import BudgetSpent, Ledger, Under
-from edge_sdk.privacy.mechanism import SkellamSampler
+from edge_sdk.privacy.protection import noise_share, quantised
 from edge_sdk.protocol import codec, roster
 from edge_sdk.protocol.errors import OfferRefused, RemoteProtocolError
-from edge_sdk.protocol.messages import Offer, PrivacyTerms
-from edge_sdk.protocol.quantize import quantize, quantize_sum
+from edge_sdk.protocol.messages import Offer
 from edge_sdk.protocol.roster import Roster
 from edge_sdk.protocol.secagg import client, committee, ring
 from edge_sdk.protocol.secagg.keystream import Keystream
+from edge_sdk.training.plans import training_plan
 
 if TYPE_CHECKING:
     from edge_sdk.artifact.schema import Schema
@@ -322,52 +322,11 @@ class RoundWork:
         return upload.encode()
 
 
-def training_plan(terms: PrivacyTerms, examples: int) -> TrainingPlan:
-    """How this round trains on this device's examples.
-
-    Record and customer: rate and divisor are the offer's own, so that the update does not betray how many there are.
-    Noise is added in training for them alone, and only where it is placed locally; all other noise is in the mask.
-    """
-    from edge_sdk.training.jobs import TrainingPlan
-
-    sampled = terms.unit != "device"
-    here = sampled and terms.placement == "local" and not terms.insecure_without_noise
-    return TrainingPlan(
-        unit=terms.unit,
-        learning_rate=terms.learning_rate,
-        steps=terms.steps,
-        batch_size=terms.expected_batch if sampled else max(1, int(terms.sample_rate * examples)),
-        max_grad_norm=terms.max_grad_norm,
-        noise_multiplier=terms.noise_multiplier if here else 0.0,
-        # The whole update of the device unit is trained alike, wherever its noise is placed.
-        placement=terms.placement if sampled else "local",
-        per_customer=terms.per_customer,
-        insecure_without_noise=terms.insecure_without_noise,
-        sample_rate=terms.sample_rate if sampled else None,
-    )
-
-
 def subject_numbers(examples: Sequence[Example]) -> npt.NDArray[np.int64]:
     """int64[B], the same number for examples of one customer; an example without a subject is a unit of its own."""
     known: dict[bytes | int, int] = {}
     owners: list[bytes | int] = [example.subject or place for place, example in enumerate(examples)]
     return np.array([known.setdefault(owner, len(known)) for owner in owners], np.int64)
-
-
-def quantised(terms: PrivacyTerms, update: npt.NDArray[np.float32], keystream: Keystream) -> npt.NDArray[np.int32]:
-    """What training gave, in steps, int32[d]: rounded as the bound that is charged presumes (charges.l2_steps).
-
-    A sum of gradients for shared noise is rounded once. All else is a whole update: the device unit's, whose norm is
-    its sensitivity, or one that local noise has made private already.
-    """
-    of_sum = terms.unit != "device" and terms.placement == "shared"
-    return (quantize_sum if of_sum else quantize)(update, terms.clip, terms.step, keystream)
-
-
-def noise_share(terms: PrivacyTerms, length: int, keystream: Keystream) -> npt.NDArray[np.int32] | None:
-    """This device's Skellam noise, int32[length] in steps; None where none is added in the mask."""
-    sigma = sigma_steps(terms)
-    return SkellamSampler(sigma**2).draw(length, keystream) if sigma > 0 else None
 
 
 def _fits(schema: Schema, example: Example) -> bool:

@@ -22,12 +22,13 @@ from benchmarks.attacking.masked_round import MaskedRound
 from benchmarks.attacking.models import linear
 from edge_sdk.privacy import charges
 from edge_sdk.privacy.mechanism import SkellamSampler
+from edge_sdk.privacy.protection import quantised
 from edge_sdk.privacy.statement import state
 from edge_sdk.protocol.messages import Placement, PrivacyTerms, Unit
 from edge_sdk.protocol.secagg.keystream import Keystream
-from edge_sdk.round_work import quantised, training_plan
 from edge_sdk.training.dp_sgd import train
 from edge_sdk.training.module import GraphModule
+from edge_sdk.training.plans import training_plan
 
 DELTA, HONEST, BATCH, RATE = 1e-5, 3, 8, 0.1
 WIDTH = 64  # canaries of one of many runs, each with a column of its own

@@ -26,11 +26,12 @@ from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.artifact.text import hashed
 from edge_sdk.privacy import charges
 from edge_sdk.privacy.mechanism import SkellamSampler
+from edge_sdk.privacy.protection import quantised
 from edge_sdk.protocol.messages import PrivacyTerms
 from edge_sdk.protocol.secagg.keystream import Keystream
-from edge_sdk.round_work import quantised, training_plan
 from edge_sdk.training.dp_sgd import train
 from edge_sdk.training.module import GraphModule
+from edge_sdk.training.plans import training_plan
 
 WIDTH, CLASSES, EPSILON, COHORT, HASHED = 16, 4, 8.0, 5, 1024
 EMBEDDING, LAYER = VOCABULARY * WIDTH, CLASSES * LONGEST * WIDTH

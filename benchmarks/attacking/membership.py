@@ -23,11 +23,12 @@ from edge_sdk.artifact.schema import Schema
 from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.artifact.weights import read_vector
 from edge_sdk.privacy import charges
+from edge_sdk.privacy.protection import quantised
 from edge_sdk.protocol.messages import PrivacyTerms
 from edge_sdk.protocol.secagg.keystream import Keystream
-from edge_sdk.round_work import quantised, training_plan
 from edge_sdk.training.dp_sgd import train
 from edge_sdk.training.module import GraphModule
+from edge_sdk.training.plans import training_plan
 
 DEVICES, HIDDEN, ROUNDS = 4, (64,), 10
 POOL = 800  # records in question; each model learns from half of them

@@ -25,11 +25,12 @@ from benchmarks.attacking.masked_round import RING, MaskedRound
 from benchmarks.attacking.tables import Customers, Table, customers
 from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.artifact.weights import read_vector
+from edge_sdk.privacy.protection import quantised
 from edge_sdk.protocol.secagg.groups import groups_of
 from edge_sdk.protocol.secagg.keystream import Keystream
-from edge_sdk.round_work import quantised, training_plan
 from edge_sdk.training.dp_sgd import train
 from edge_sdk.training.module import GraphModule
+from edge_sdk.training.plans import training_plan
 
 DEVICES, N_MIN, SCALE, TRIM, METRIC, HONEST_ROUNDS = 40, 4, 10, 0.3, "auc", 2
 RULES: Final[tuple[Rule, ...]] = ("mean", "median", "trimmed_mean")

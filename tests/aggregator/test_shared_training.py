@@ -11,10 +11,11 @@ from onehot_device import OneHotDevice
 from small_fleet import FLEET, SmallFleet, add_device
 
 from edge_sdk.privacy.charges import sigma_steps
+from edge_sdk.privacy.protection import noise_share, quantised
 from edge_sdk.protocol import codec, topics
 from edge_sdk.protocol.messages import Offer
 from edge_sdk.protocol.secagg.keystream import Keystream
-from edge_sdk.round_work import noise_share, quantised, training_plan
+from edge_sdk.training.plans import training_plan
 from edge_sdk.transport.interface import Callbacks
 
 CUSTOMERS, EACH = 60, 3  # of one device

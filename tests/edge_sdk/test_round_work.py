@@ -28,6 +28,7 @@ from edge_sdk.journal import rows as journal_rows
 from edge_sdk.outbox import Outbox
 from edge_sdk.privacy.accounting import ORDERS, epsilon
 from edge_sdk.privacy.ledger import BudgetSpent, Ledger
+from edge_sdk.privacy.protection import noise_share, quantised
 from edge_sdk.protocol import chunks, codec, hashlog, roster
 from edge_sdk.protocol.errors import LocalProtocolError, OfferRefused
 from edge_sdk.protocol.messages import Offer
@@ -39,12 +40,10 @@ from edge_sdk.round_work import (
     NotNow,
     RoundWork,
     TrainingInput,
-    noise_share,
-    quantised,
     spend,
-    training_plan,
 )
 from edge_sdk.training.jobs import Sampling, TrainResult, check_plan
+from edge_sdk.training.plans import training_plan
 
 ME = 3
 

@@ -20,6 +20,7 @@ from scipy import special, stats
 from edge_sdk.artifact.schema import Label, NumberField, Schema
 from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.privacy.charges import l2_steps, sensitivity
+from edge_sdk.privacy.protection import noise_share, quantised
 from edge_sdk.protocol.messages import PrivacyTerms
 from edge_sdk.protocol.quantize import SUM_SCALE, integer_bound
 from edge_sdk.protocol.secagg import client, committee, member
@@ -27,7 +28,7 @@ from edge_sdk.protocol.secagg.keystream import Keystream, binomial
 from edge_sdk.protocol.secagg.residues import RunningSum
 from edge_sdk.protocol.secagg.ring import CLIENT_BOUND, PublicTimes, profile, public_seed
 from edge_sdk.protocol.secagg.server import Opening, share_proofs
-from edge_sdk.round_work import noise_share, quantised, training_plan
+from edge_sdk.training.plans import training_plan
 
 P24, PLAN = profile("P24"), committee.plan(5)
 DEVICES = [f"device-{i}" for i in range(5)]
