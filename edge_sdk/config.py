@@ -51,6 +51,7 @@ class Config:
     max_honest_share: float = 0.8  # of the smallest cohort: shared noise may count on no more
     min_examples: int = 20
     training: bool = True  # False: this device predicts and updates, and learns nothing (also `edge-sdk training off`)
+    analytics: bool = True  # False: this device answers no query (sums of statistics in place of an update)
     # Fields that may be kept before a signed schema says so, as "task.field"; afterwards the schema alone decides.
     fields: tuple[str, ...] = ()
     retention_days: float = 90.0

@@ -86,6 +86,8 @@ class Policy(Protocol):
     def insecure_without_noise(self) -> bool: ...
     @property
     def max_honest_share(self) -> float: ...
+    @property
+    def analytics(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,25 @@ def check_upload(offer: Offer, policy: Policy, seen: Seen) -> None:
     if offer.round <= seen.uploaded_round:
         raise OfferRefused(f"round {offer.round} is not above {seen.uploaded_round}", reason="round")
     check_privacy(offer, policy)
+    check_query(offer, policy)
+
+
+def check_query(offer: Offer, policy: Policy) -> None:
+    """A query is allowed here and has a sound vector of the offer's length (SPEC 7.9). Raises OfferRefused."""
+    from edge_sdk.analytics import layout
+
+    if offer.query is None:
+        return
+    if not policy.analytics:
+        raise OfferRefused("queries are switched off on this device", reason="query")
+    if offer.privacy.steps != 1:
+        raise OfferRefused(f"a query is answered once, not in {offer.privacy.steps} steps", reason="query")
+    try:
+        layout.check(offer.query)
+    except layout.QueryRefused as error:
+        raise OfferRefused(str(error), reason="query") from error
+    if (wanted := layout.length(offer.query)) != offer.length:
+        raise OfferRefused(f"the query has {wanted} values, the offer {offer.length}", reason="length")
 
 
 def committee_of(seed: bytes, entries: Sequence[RosterEntry], stewards: bool) -> tuple[str, ...]:

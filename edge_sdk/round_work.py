@@ -162,9 +162,8 @@ class RoundWork:
         def void() -> bool:
             return self._examples.erasures(offer.task) != erasures
 
-        values = self._trained(offer, model, examples, lambda: cancelled() or void())
-        self._note("trained", offer, model=offer.models[0].hex(), steps=offer.privacy.steps)
-        plaintext = self._masked(offer, digest, values.update)
+        values = self._worked(offer, model, examples, lambda: cancelled() or void())
+        plaintext = self._masked(offer, digest, values)
         upload = seal_upload(
             plaintext,
             task=offer.task,
@@ -274,6 +273,36 @@ class RoundWork:
         partial.write_bytes(data)
         partial.replace(cached)
         return data
+
+    def _worked(
+        self, offer: Offer, model: bytes, examples: Sequence[Example], cancelled: Callable[[], bool]
+    ) -> npt.NDArray[np.float32]:
+        """What the offer asks for, float32 [offer.length]: a trained update, or statistics of the examples."""
+        if offer.query is not None:
+            return self._answered(offer, model, examples)
+        update = self._trained(offer, model, examples, cancelled).update
+        self._note("trained", offer, model=offer.models[0].hex(), steps=offer.privacy.steps)
+        return update
+
+    def _answered(self, offer: Offer, model: bytes, examples: Sequence[Example]) -> npt.NDArray[np.float32]:
+        """A query's statistics (SPEC 7.9). The journal names their kinds; the held offer names the fields."""
+        from edge_sdk.analytics.layout import QueryRefused
+        from edge_sdk.artifact.names import SCHEMA
+        from edge_sdk.artifact.schema import Schema
+        from edge_sdk.artifact.weights import metadata
+        from edge_sdk.asked_round import answer
+
+        assert offer.query is not None
+        schema = Schema.from_json(metadata(model)[SCHEMA])
+        fitting = [example for example in examples if _fits(schema, example)]
+        self._check_affordable(offer, fitting)
+        try:
+            values = answer(offer, model, schema, fitting, subject_numbers(fitting), entropy=self._device.entropy)
+        except QueryRefused as error:
+            raise OfferRefused(str(error), reason="query") from error
+        kinds = [statistic.kind for statistic in offer.query.statistics]
+        self._note("answered", offer, query=offer.query.name, statistics=[str(kind) for kind in kinds])
+        return values
 
     def _trained(
         self, offer: Offer, model: bytes, examples: Sequence[Example], cancelled: Callable[[], bool]

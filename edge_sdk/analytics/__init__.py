@@ -1,0 +1,1 @@
+"""Federated analytics: what a round asks instead of training, and what one unit's examples add to the answer. Pure."""
