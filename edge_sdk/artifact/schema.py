@@ -1,68 +1,53 @@
 """What a record of a task looks like: its fields, their encoding, and the label. Travels as JSON in the model.
 
-Refuses a schema that could not be encoded: no fields, a name twice, a scale of zero, too few label names.
+Refuses a schema that could not be encoded: no fields, a name twice, too few label names, too many columns, a label or
+a series that refers to a field that is not there.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Final, Literal
+from collections import Counter
+from typing import Any, Final, Literal
 
 import msgspec
 
 from edge_sdk.artifact.errors import SchemaError
+from edge_sdk.artifact.fields import (
+    FARTHEST,
+    NARROWEST,
+    WIDEST,
+    CategoryField,
+    Field,
+    NumberField,
+    SequenceField,
+    SeriesField,
+    TextField,
+    check_ascending,
+    check_field,
+    check_scale,
+    check_vocabulary,
+)
 
-# Standardised numbers end here: float32 still resolves a sixteenth, and no record can drown the arithmetic of others.
-FARTHEST: Final = 1e6
-NARROWEST: Final = 8
-WIDEST: Final = 2**16
+__all__ = [
+    "FARTHEST", "NARROWEST", "WIDEST", "CategoryField", "Field", "Label", "LabelKind", "NumberField", "Schema",
+    "SequenceField", "SeriesField", "TextField", "check_schema",
+]  # fmt: skip
 
+WIDEST_RECORD: Final = 2**17
+MOST_QUANTILES: Final = 99
 LabelKind = Literal["binary", "classes", "number"]
-
-
-class NumberField(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="number"):
-    """A number, encoded as (value - mean) / scale, and as the nearer of -1e6 and 1e6 beyond them: one column."""
-
-    name: str
-    mean: float = 0.0
-    scale: float = 1.0
-
-    @property
-    def width(self) -> int:
-        """Columns in the feature matrix."""
-        return 1
-
-
-class CategoryField(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="category"):
-    """A word, one-hot over the vocabulary; the last column stands for every word outside it."""
-
-    name: str
-    vocabulary: tuple[str, ...]
-
-    @property
-    def width(self) -> int:
-        """Columns in the feature matrix."""
-        return len(self.vocabulary) + 1
-
-
-class TextField(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="text"):
-    """Free text, as hashed character n-grams in `width` columns (`edge_sdk.artifact.text`).
-
-    Devices keep the features and drop the text, unless `keep` says that the text itself may stay on their disks.
-    """
-
-    name: str
-    width: int = 1024
-    keep: bool = False
-
-
-Field = NumberField | CategoryField | TextField
+# The keys that every schema has written out since the first release; others are left out at their defaults, so that
+# what was signed before they existed still has the same bytes.
+_ALWAYS: Final = frozenset(("kind", "name", "mean", "scale", "vocabulary", "width", "keep", "names", "fields", "label"))
 
 
 class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is predicted. `names`: two for "binary" (the second is positive), K for "classes", none for "number".
 
-    A "number" is learned as (value - mean) / scale, and as the nearer of -1e6 and 1e6 beyond them.
+    A number y is learned as (T(y) - mean) / scale, and as the nearer of -1e6 and 1e6 beyond them, with T(y) =
+    sign(y) log(1 + |y|) where `log`, else y. `relative_to` names a SeriesField: then ((T(y) - base) / spread - mean) /
+    scale, by that series' own level. `quantiles`, which must hold 0.5: one output each; the median is the prediction,
+    the first and the last are its interval. `unseen_of` names a SequenceField whose words are not ranked.
     """
 
     name: str
@@ -70,11 +55,20 @@ class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     names: tuple[str, ...] = ()
     mean: float = 0.0
     scale: float = 1.0
+    log: bool = False
+    relative_to: str = ""
+    quantiles: tuple[float, ...] = ()
+    unseen_of: str = ""
 
     @property
     def outputs(self) -> int:
-        """Columns of the logits: K for classes, else 1."""
-        return len(self.names) if self.kind == "classes" else 1
+        """Columns of the logits: K for classes, one for each quantile, else 1."""
+        return len(self.names) if self.kind == "classes" else len(self.quantiles) or 1
+
+    @property
+    def median(self) -> int:
+        """The column of a number's prediction."""
+        return self.quantiles.index(0.5) if self.quantiles else 0
 
 
 class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,19 +82,49 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """F: columns of the graph input "features", float32 [B, F]."""
         return sum(field.width for field in self.fields)
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Entries of a record that a series needs beside the fields: its key and its time."""
+        own = {field.name for field in self.fields}
+        named = [name for each in self.fields if isinstance(each, SeriesField) for name in (each.key, each.time)]
+        return tuple(dict.fromkeys(name for name in named if name and name not in own))
+
+    def series(self, name: str) -> SeriesField:
+        """The series of that name. Raises SchemaError."""
+        for field in self.fields:
+            if isinstance(field, SeriesField) and field.name == name:
+                return field
+        raise SchemaError("schema", f"the label is relative to {name!r}, which is no series of the record")
+
     def to_json(self) -> str:
         """Canonical JSON: the same schema always gives the same text."""
-        return msgspec.json.encode(self, order="deterministic").decode()
+        plain = {"fields": [_plain(field) for field in self.fields], "label": _plain(self.label)}
+        return msgspec.json.encode(plain).decode()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Schema:
         """Read and check. Raises SchemaError."""
         try:
             schema = msgspec.json.decode(text, type=cls)
-        except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
             raise SchemaError("schema", f"the record schema is not readable: {error}") from error
         check_schema(schema)
         return schema
+
+
+def _plain(part: msgspec.Struct) -> dict[str, Any]:
+    defaults = {field.name: field.default for field in msgspec.structs.fields(part)}
+    values: dict[str, Any] = msgspec.to_builtins(part)
+    return {key: value for key, value in values.items() if key in _ALWAYS or value != defaults.get(key)}
+
+
+def column_spans(schema: Schema) -> dict[str, slice]:
+    """Field name to its columns of the feature matrix."""
+    spans, start = {}, 0
+    for field in schema.fields:
+        spans[field.name] = slice(start, start + field.width)
+        start += field.width
+    return spans
 
 
 def check_schema(schema: Schema) -> None:
@@ -108,37 +132,51 @@ def check_schema(schema: Schema) -> None:
     names = [field.name for field in schema.fields]
     if not names:
         raise SchemaError("schema", "a record schema needs at least one field")
-    for name in (*names, schema.label.name):
-        if not name or (*names, schema.label.name).count(name) > 1:
+    for name, times in Counter([*names, schema.label.name]).items():
+        if not name or times > 1:
             raise SchemaError("schema", f"the field name {name!r} is empty or used twice")
+    # A key or a time may also be a category of the record, nothing else that the record holds.
+    taken = {each.name for each in schema.fields if not isinstance(each, CategoryField)} | {schema.label.name}
     for field in schema.fields:
-        if isinstance(field, CategoryField):
-            _check_vocabulary(field)
-        elif isinstance(field, TextField):
-            _check_width(field)
-        else:
-            _check_scale(field.name, field.mean, field.scale)
-    _check_label(schema.label)
+        check_field(field)
+        if isinstance(field, SeriesField):
+            _check_references(field, taken)
+    if schema.width > WIDEST_RECORD:
+        raise SchemaError("schema", f"the record takes {schema.width} columns; at most {WIDEST_RECORD} are possible")
+    _check_label(schema)
 
 
-def _check_vocabulary(field: CategoryField) -> None:
-    if not field.vocabulary or len(set(field.vocabulary)) != len(field.vocabulary):
-        raise SchemaError("schema", f"the vocabulary of {field.name!r} is empty or names a word twice")
+def _check_references(field: SeriesField, taken: set[str]) -> None:
+    if {field.key, field.time} & taken or (field.key and field.key == field.time):
+        raise SchemaError("schema", f"the key and the time of {field.name!r} must be two entries of their own")
 
 
-def _check_width(field: TextField) -> None:
-    if not NARROWEST <= field.width <= WIDEST:
-        raise SchemaError("schema", f"{field.name!r} has {field.width} columns; choose {NARROWEST} to {WIDEST}")
-
-
-def _check_scale(name: str, mean: float, scale: float) -> None:
-    if not (math.isfinite(mean) and math.isfinite(scale) and scale > 0):
-        raise SchemaError("schema", f"{name!r} needs a finite mean and a scale above 0, not {mean} and {scale}")
-
-
-def _check_label(label: Label) -> None:
+def _check_label(schema: Schema) -> None:
+    label = schema.label
     count = len(set(label.names))
     wanted = {"binary": count == 2, "classes": count >= 2, "number": count == 0}[label.kind]
     if not wanted or count != len(label.names):
-        raise SchemaError("schema", f"a {label.kind} label cannot have the names {list(label.names)}")
-    _check_scale(label.name, label.mean, label.scale)
+        raise SchemaError("schema", f"a {label.kind} label cannot have the names {list(label.names)[:9]}")
+    check_vocabulary(label.name, label.names)
+    check_scale(label.name, label.mean, label.scale)
+    if label.kind != "number" and (label.log or label.relative_to or label.quantiles):
+        raise SchemaError("schema", f"log, relative_to and quantiles are for a number, and {label.name!r} is none")
+    _check_quantiles(label)
+    if label.relative_to and schema.series(label.relative_to).log != label.log:
+        raise SchemaError("schema", f"{label.name!r} and {label.relative_to!r} must both be `log`, or neither")
+    if label.unseen_of:
+        _check_unseen(schema)
+
+
+def _check_quantiles(label: Label) -> None:
+    check_ascending(label.name, label.quantiles, MOST_QUANTILES)
+    if label.quantiles and (0.5 not in label.quantiles or not 0 < label.quantiles[0] <= label.quantiles[-1] < 1):
+        raise SchemaError("schema", f"the quantiles of {label.name!r} must lie between 0 and 1 and hold 0.5")
+
+
+def _check_unseen(schema: Schema) -> None:
+    label = schema.label
+    found = [each for each in schema.fields if isinstance(each, SequenceField) and each.name == label.unseen_of]
+    if label.kind != "classes" or not found or set(found[0].vocabulary) != set(label.names):
+        what = f"{label.unseen_of!r} must be a sequence whose vocabulary is the names of the classes {label.name!r}"
+        raise SchemaError("schema", what)
