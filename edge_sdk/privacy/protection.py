@@ -5,6 +5,8 @@ Draws no randomness of its own: each function takes a keystream. Refuses NaN, in
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -28,4 +30,10 @@ def quantised(terms: PrivacyTerms, update: npt.NDArray[np.float32], keystream: K
 def noise_share(terms: PrivacyTerms, length: int, keystream: Keystream) -> npt.NDArray[np.int32] | None:
     """This device's Skellam noise, int32[length] in steps; None where none is added in the mask."""
     sigma = sigma_steps(terms)
-    return SkellamSampler(sigma**2).draw(length, keystream) if sigma > 0 else None
+    return skellam(sigma**2).draw(length, keystream) if sigma > 0 else None
+
+
+@lru_cache(maxsize=4)
+def skellam(variance: float) -> SkellamSampler:
+    """The sampler, kept: its table takes longer to make than thousands of draws take."""
+    return SkellamSampler(variance)

@@ -8,7 +8,8 @@ finite.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -47,12 +48,14 @@ def train(
     on_step: OnStep,
     subjects: npt.NDArray[np.int64] | None = None,
     engine: Engine | None = None,
+    quick: bool = False,
 ) -> TrainResult:
     """Train by the plan and return the change of the weights (or, for shared placement, minus the gradient sum).
 
     `on_step(step, steps)` runs between batches and may raise to stop. `key`: 32 bytes of entropy for this job.
     `subjects` int64 [B], for the customer unit: equal numbers are one customer, a negative one is a unit of its own.
-    `engine`: "bookkeeping" or "hooks" instead of what the model's layers allow. Raises TrainingFailed.
+    `engine`: "bookkeeping" or "hooks" instead of what the model's layers allow. `quick`, for rehearsals: leaves out
+    what only looks, so the result's loss is NaN and another call has checked the model. Raises TrainingFailed.
     """
     check_plan(plan)
     records = len(labels)
@@ -61,16 +64,17 @@ def train(
     check_subjects(plan, None if subjects is None else subjects.shape, records)
     torch.set_num_threads(1)
     data = Batches({name: torch.from_numpy(array) for name, array in features.items()}, torch.from_numpy(labels))
-    loss = mean_loss(module, data)
+    loss = math.nan if quick else mean_loss(module, data)
     if plan.unit == "device":
         update, sampling = _device(module, data, plan, SecretStream(key), on_step), _whole(plan, records)
-        return _checked(TrainResult(update, sampling, loss, records))
-    check_apart(module, data)
+        return _checked(TrainResult(_weighted(update, plan), sampling, loss, records))
+    if not quick:
+        check_apart(module, data)
     units = Units(records, subjects if plan.unit == "customer" else None, plan.per_customer)
     chosen: Engine = engine or ("hooks" if unsupported_layer(module) else "bookkeeping")
     with _gradients(module, chosen) as gradients:
         update, sampling = _private(module, data, units, plan, gradients, SecretStream(key), on_step)
-    return _checked(TrainResult(update, sampling, loss, records, chosen))
+    return _checked(TrainResult(_weighted(update, plan), sampling, loss, records, chosen))
 
 
 def _gradients(module: GraphModule, engine: Engine) -> AbstractContextManager[Gradients]:
@@ -79,6 +83,10 @@ def _gradients(module: GraphModule, engine: Engine) -> AbstractContextManager[Gr
     from edge_sdk.training.hooks import hooked
 
     return hooked(module)
+
+
+def _weighted(update: npt.NDArray[np.float32], plan: TrainingPlan) -> npt.NDArray[np.float32]:
+    return update if plan.weight == 1 else update * np.float32(plan.weight)
 
 
 def _checked(result: TrainResult) -> TrainResult:
@@ -97,7 +105,9 @@ def _device(
 ) -> npt.NDArray[np.float32]:
     """Plain SGD over shuffled batches; the clip and the noise of the device unit come later, in protection."""
     before = module.update_vector()
-    optimizer = torch.optim.SGD(module.parameters(), lr=plan.learning_rate)
+    weights = FlatWeights(module)
+    offered, pull = weights.vector.clone(), plan.learning_rate * plan.proximal
+    parameters = list(module.parameters())
     order: npt.NDArray[np.int64] = np.empty(0, np.int64)
     size = min(plan.batch_size, len(data))
     for step in range(plan.steps):
@@ -105,13 +115,22 @@ def _device(
             order = stream.permutation(len(data))
         rows, order = order[:size], order[size:]
         features, labels = data.take(rows)
-        optimizer.zero_grad()
-        loss = loss_sum(module.loss_name, module(features), labels) / size
+        loss = loss_sum(module.loss_name, module(features), labels, module.quantiles) / size
         finite(loss)
-        loss.backward()  # type: ignore[no-untyped-call] # torch has no annotation here
-        optimizer.step()
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        if pull:  # before the step, as the gradient is: both are of the weights as they stand
+            weights.vector.lerp_(offered, pull)
+        _move(parameters, gradients, plan.learning_rate)
         on_step(step + 1, plan.steps)
     return module.update_vector() - before
+
+
+def _move(weights: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None], rate: float) -> None:
+    """A step of SGD. Not torch.optim: it loads half of torch, 1.5 s on a small computer."""
+    with torch.no_grad():
+        for weight, gradient in zip(weights, gradients, strict=True):
+            if gradient is not None:
+                weight.sub_(gradient, alpha=rate)
 
 
 def _private(  # noqa: PLR0917 - what a run of training is made of, once
@@ -138,6 +157,6 @@ def _private(  # noqa: PLR0917 - what a run of training is made of, once
         return -module.flatten(sums.totals.__getitem__), sampling
     private_steps(
         sums, weights, units, stream, rate=rate, deviation=plan.noise_multiplier * plan.max_grad_norm,
-        move=plan.learning_rate / divisor, steps=plan.steps, on_step=on_step,
+        move=plan.learning_rate / divisor, pull=plan.learning_rate * plan.proximal, steps=plan.steps, on_step=on_step,
     )  # fmt: skip
     return module.update_vector() - before, sampling

@@ -40,6 +40,9 @@ class TrainingPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sample_rate, for record and customer: each unit is drawn with this probability, independently. Where privacy counts
         it is given, with a batch_size that does not depend on the data: a rate or divisor made from the number of
         units would betray it. None: batch_size / units.
+    proximal: every step also moves by learning_rate * proximal towards the weights that it began with (FedProx, Li et
+        al. 2020, equation 2). That pull reads no data, so it needs no noise.
+    weight: the whole update is multiplied by it, at most 1, before it is clipped in protection.
     """
 
     unit: Unit
@@ -52,6 +55,8 @@ class TrainingPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     per_customer: int = 32
     insecure_without_noise: bool = False
     sample_rate: float | None = None
+    proximal: float = 0.0
+    weight: float = 1.0
 
 
 class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -193,6 +198,10 @@ def check_plan(plan: TrainingPlan) -> None:
         raise TrainingFailed("no-noise", f"the {plan.unit} unit needs noise: set a noise multiplier above 0")
     if not local and plan.noise_multiplier != 0:
         raise TrainingFailed("plan", "noise is added here only for record and customer with local placement")
+    if not 0 <= plan.proximal * plan.learning_rate <= 1 or not 0 < plan.weight <= 1:
+        raise TrainingFailed("plan", "a pull is from 0 to 1 / learning rate, a weight above 0 and at most 1")
+    if plan.weight < 1 and plan.unit != "device" and not plan.insecure_without_noise:
+        raise TrainingFailed("plan", f"a weight by examples would betray their number: not for the {plan.unit} unit")
     if plan.placement == "shared" and plan.unit != "device" and plan.steps != 1:
         raise TrainingFailed("plan", "shared placement is one step of the record or customer unit")
 

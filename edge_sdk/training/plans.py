@@ -26,4 +26,6 @@ def training_plan(terms: PrivacyTerms, examples: int) -> TrainingPlan:
         per_customer=terms.per_customer,
         insecure_without_noise=terms.insecure_without_noise,
         sample_rate=terms.sample_rate if sampled else None,
+        proximal=0.0 if sampled and terms.placement == "shared" else terms.proximal,
+        weight=min(examples, terms.weight_bound) / terms.weight_bound if terms.weight_bound else 1.0,
     )

@@ -105,11 +105,16 @@ def private_steps(
     rate: float,
     deviation: float,
     move: float,
+    pull: float,
     steps: int,
     on_step: Callable[[int, int], None],
 ) -> None:
-    """`steps` steps of local placement: weights -= move (clipped sum + noise of standard deviation `deviation`)."""
+    """`steps` steps of local placement: weights -= move (clipped sum + noise of standard deviation `deviation`).
+
+    Each step also takes away `pull` times the distance to the first weights.
+    """
     noise, flat = Gaussian(stream), sums.total.numpy()
+    offered = weights.vector.clone() if pull else None
     for step in range(steps):
         drawn = units.draw(stream, rate)
         if deviation > 0:
@@ -117,5 +122,7 @@ def private_steps(
         else:
             sums.total.zero_()
         sums.add(drawn)
+        if offered is not None:
+            weights.vector.lerp_(offered, pull)
         weights.vector.add_(sums.total, alpha=-move)
         on_step(step + 1, steps)
