@@ -14,7 +14,7 @@ SCHEMA: Final = "fl.schema"
 LOSS: Final = "fl.loss"
 # What a weights-only release may never change; part of the graph digest.
 LOCKED: Final = (LOSS, SCHEMA, TRAINABLE)
-LOSSES: Final = ("binary_cross_entropy", "cross_entropy", "mse")
+LOSSES: Final = ("binary_cross_entropy", "cross_entropy", "mse", "pinball")
 
 
 def trainable_names(model: Model) -> list[str]:

@@ -1,4 +1,4 @@
-"""First models for a tabular task, written as ONNX without torch. Need `onnx` (extra `aggregator`).
+"""First models for a task with any record schema, written as ONNX without torch. Need `onnx` (extra `aggregator`).
 
 The same schema, layers and seed give the same bytes on every machine.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from edge_sdk.artifact.names import LOSS, SCHEMA, TRAINABLE
 from edge_sdk.artifact.safety import check_model
-from edge_sdk.artifact.schema import Schema, check_schema
+from edge_sdk.artifact.schema import Label, Schema, check_schema
 
 OPSET: Final = 21
 IR_VERSION: Final = 10
@@ -22,8 +22,13 @@ OUTPUT: Final = "logits"
 LOSS_BY_KIND: Final = {"binary": "binary_cross_entropy", "classes": "cross_entropy", "number": "mse"}
 
 
+def loss_of(label: Label) -> str:
+    """The loss that fits a label: "pinball" for a number with quantiles, else by its kind."""
+    return "pinball" if label.quantiles else LOSS_BY_KIND[label.kind]
+
+
 def tabular_classifier(schema: Schema, hidden: Sequence[int], seed: int) -> bytes:
-    """ONNX bytes of a perceptron: "features" float32 [B, F] to "logits" float32 [B, 1 or K].
+    """ONNX bytes of a perceptron: "features" float32 [B, F] to "logits" float32 [B, outputs of the label].
 
     `hidden` are the widths of the ReLU layers; () is logistic (or linear) regression, which starts at zero.
     Other weights are uniform in +-sqrt(6 / fan-in) (He et al. 2015), biases zero. Raises SchemaError.
@@ -106,7 +111,7 @@ def _serialise(schema: Schema, nodes: list[Any], weights: dict[str, Any], traina
     helper.set_model_props(
         model,
         {
-            LOSS: LOSS_BY_KIND[schema.label.kind],
+            LOSS: loss_of(schema.label),
             SCHEMA: schema.to_json(),
             TRAINABLE: msgspec.json.encode(trainable).decode(),
         },

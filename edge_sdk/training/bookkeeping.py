@@ -421,7 +421,7 @@ class BookedGradients:
     def parts(self, data: Batches, rows: Rows, totals: Totals) -> list[Part]:
         """One forward and one backward pass over `rows`; `totals` is where each weight's sum belongs."""
         features, labels = data.take(rows)
-        loss = loss_sum(self._module.loss_name, self._module(features), labels)
+        loss = loss_sum(self._module.loss_name, self._module(features), labels, self._module.quantiles)
         finite(loss)
         parts: list[Part] = []
         for trace in self._book.take(loss):

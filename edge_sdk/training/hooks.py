@@ -28,7 +28,7 @@ class HookedGradients:
     def parts(self, data: Batches, rows: Rows, totals: Totals) -> list[Part]:
         """One forward and one backward pass over `rows`."""
         features, labels = data.take(rows)
-        loss = loss_sum(self._module.loss_name, self._recorded(features), labels)
+        loss = loss_sum(self._module.loss_name, self._recorded(features), labels, self._module.quantiles)
         finite(loss)
         loss.backward()  # type: ignore[no-untyped-call] # torch has no annotation here
         parts: list[Part] = [Direct(_taken(parameter), total.view(-1)) for parameter, total in totals.items()]

@@ -40,10 +40,20 @@ class Batches:
             yield {name: value[start:end] for name, value in self.features.items()}, self.labels[start:end]
 
 
-def loss_sum(name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The summed loss of logits [B, 1 or K] against labels [B]. Raises TrainingFailed."""
+def loss_sum(
+    name: str, logits: torch.Tensor, labels: torch.Tensor, quantiles: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Summed loss of logits [B, 1, K or Q] against labels [B]; `quantiles` [Q] for "pinball". Raises TrainingFailed.
+
+    Pinball (Koenker and Bassett 1978, "Regression quantiles"): sum over q of max(q (y - z), (q - 1) (y - z)).
+    """
     if name == "cross_entropy":
         return F.cross_entropy(logits, labels.long(), reduction="sum")
+    if name == "pinball":
+        if quantiles is None or logits.shape != (len(labels), len(quantiles)):
+            raise TrainingFailed("wrong-shape", f"{list(logits.shape)} logits do not fit the quantiles {quantiles}")
+        above = labels.float().view(-1, 1) - logits
+        return torch.maximum(quantiles * above, (quantiles - 1) * above).sum()
     if logits.numel() != labels.numel():
         raise TrainingFailed("wrong-shape", f"{list(logits.shape)} logits do not fit {list(labels.shape)} labels")
     flat = logits.reshape(-1)
@@ -55,7 +65,7 @@ def loss_sum(name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
 def mean_loss(module: GraphModule, data: Batches) -> float:
     """Over all examples, with the weights as they are."""
     with torch.no_grad():
-        total = sum(finite(loss_sum(module.loss_name, module(x), y)) for x, y in data.parts())
+        total = sum(finite(loss_sum(module.loss_name, module(x), y, module.quantiles)) for x, y in data.parts())
     return total / len(data)
 
 

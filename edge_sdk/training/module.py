@@ -17,10 +17,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from edge_sdk.artifact.errors import WrongVector
+from edge_sdk.artifact.errors import SchemaError, WrongVector
 from edge_sdk.artifact.graph import Model, Node, parse
-from edge_sdk.artifact.names import LOSS, LOSSES, trainable_tensors
+from edge_sdk.artifact.names import LOSS, LOSSES, SCHEMA, trainable_tensors
 from edge_sdk.artifact.safety import check_parsed
+from edge_sdk.artifact.schema import Schema
 from edge_sdk.training.jobs import TrainingFailed
 from edge_sdk.training.pure_ops import operation, padded, unsupported
 
@@ -91,6 +92,7 @@ class GraphModule(nn.Module):
         model = parse(data)
         check_parsed(model)
         self.loss_name = _loss_name(model)
+        self.quantiles = _quantiles(model) if self.loss_name == "pinball" else None
         self.sites = nn.ModuleList()
         self._slots: dict[str, Slot] = {}
         self._steps: list[Step] = []
@@ -195,6 +197,17 @@ def _loss_name(model: Model) -> str:
     if name not in LOSSES:
         raise unsupported(f"the model's {LOSS} is {name!r} and must be one of {LOSSES}")
     return name
+
+
+def _quantiles(model: Model) -> torch.Tensor:
+    """float32 [Q]: what the outputs of a model with pinball loss are quantiles of, by its schema."""
+    try:
+        quantiles = Schema.from_json(model.metadata.get(SCHEMA, "")).label.quantiles
+    except SchemaError as error:
+        raise unsupported(f"pinball loss needs the model's {SCHEMA}: {error}") from error
+    if not quantiles:
+        raise unsupported("pinball loss needs a label with quantiles")
+    return torch.tensor(quantiles, dtype=torch.float32)
 
 
 def _pure_step(node: Node) -> Step:
