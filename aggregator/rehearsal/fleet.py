@@ -97,11 +97,10 @@ class VirtualFleet:
         self._training = Training(self.population, model, self.terms, pooled=self._may_pool(fast, masks))
 
     def _able_devices(self, min_examples: int) -> Whole:
-        units, rate = self.population.units(customers=self.spec.unit == "customer"), self.terms.sample_rate
-        able = np.flatnonzero((units >= max(1, min_examples)) & (units * rate >= 1))
+        able = self.population.able(self.terms, min_examples)
         if len(able) < self.spec.n_min:
             raise TaskRefused(
-                f"{len(able)} of {len(units)} devices have enough examples, and a sum needs {self.spec.n_min}",
+                f"{len(able)} of {len(self.population)} devices have enough examples, a sum needs {self.spec.n_min}",
                 "lower n_min, or raise sample_rate so that every device has one unit to draw",
                 reason="cohort",
             )

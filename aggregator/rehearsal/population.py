@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_sdk.protocol.messages import PrivacyTerms
+
 Floats = npt.NDArray[np.float32]
 Whole = npt.NDArray[np.int64]
 
@@ -96,3 +98,8 @@ class Population:
         return np.bincount(owners[apart >= 0][first], minlength=len(self)) + np.bincount(
             owners[apart < 0], minlength=len(self)
         )
+
+    def able(self, terms: PrivacyTerms, min_examples: int = 1) -> Whole:
+        """Places of the devices that take part: so many units at least, and enough for one to be drawn a step."""
+        units = self.units(customers=terms.unit == "customer")
+        return np.flatnonzero((units >= max(1, min_examples)) & (units * terms.sample_rate >= 1))

@@ -24,6 +24,19 @@ Vector = npt.NDArray[np.float32]
 Whole = npt.NDArray[np.int64]
 
 
+def pooled_sums(module: GraphModule, devices: Population, terms: PrivacyTerms) -> PooledSums:
+    """The clipped sums of all devices' units in one pass. Raises TrainingFailed for a layer without a formula."""
+    return PooledSums(
+        module,
+        {"features": devices.features},
+        devices.labels,
+        owners=devices.owners(),
+        subjects=devices.unit_subjects() if terms.unit == "customer" else None,
+        per_customer=terms.per_customer,
+        max_grad_norm=terms.max_grad_norm,
+    )
+
+
 class Training:
     """The devices' half of a round before protection."""
 
@@ -35,7 +48,9 @@ class Training:
         if self._unit_has_subjects and population.subjects is None:
             what = "the customer unit needs to know whose each example is: give subjects"
             raise TrainingFailed("no-subjects", what)
-        self._sums = self._pooled_sums() if pooled and unsupported_layer(self._module) is None else None
+        self._sums = (
+            pooled_sums(self._module, population, terms) if pooled and unsupported_layer(self._module) is None else None
+        )
         self._checked = False
         if self._sums is not None:
             self._check(read_vector(model))
@@ -44,18 +59,6 @@ class Training:
     def pooled(self) -> bool:
         """Are sums computed in one pass?"""
         return self._sums is not None
-
-    def _pooled_sums(self) -> PooledSums:
-        devices = self._population
-        return PooledSums(
-            self._module,
-            {"features": devices.features},
-            devices.labels,
-            owners=devices.owners(),
-            subjects=devices.unit_subjects() if self._unit_has_subjects else None,
-            per_customer=self._terms.per_customer,
-            max_grad_norm=self._terms.max_grad_norm,
-        )
 
     def _check(self, weights: Vector) -> None:
         several = np.flatnonzero(np.diff(self._population.bounds) >= 2)
