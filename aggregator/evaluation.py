@@ -1,13 +1,14 @@
 """A model against held-out records, by onnxruntime. Reads files; draws and remembers nothing.
 
-Metrics: auc (binary), accuracy (binary and classes), log_loss (binary and classes), mse (number).
+Metrics: auc (binary); accuracy, log_loss, brier, calibration_error, macro_f1 (binary and classes); hit_rate_10 and
+ndcg_10 (more than 10 classes); mse (number, standardised); rmse, mae, wape and coverage (number, in its own units).
 Refuses, with ModelRefused, a model whose outputs are not finite, and records that do not fit its schema.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -15,24 +16,43 @@ import numpy as np
 import numpy.typing as npt
 
 from aggregator.errors import ModelRefused, TaskRefused
+from aggregator.metrics import auc, coverage, of_classes, of_numbers
+from edge_sdk.artifact.decide import in_units, interval_ends, levels, probabilities, seen
 from edge_sdk.artifact.errors import ArtifactError
 from edge_sdk.artifact.features import features, labels
 from edge_sdk.artifact.names import SCHEMA
-from edge_sdk.artifact.schema import Schema
+from edge_sdk.artifact.schema import Label, Schema
 from edge_sdk.artifact.weights import metadata
 
-LOWER_IS_BETTER: Final = {"log_loss", "mse"}
-_FLOOR: Final = 1e-12
+__all__ = ["LOWER_IS_BETTER", "Heldout", "auc", "evaluate", "gate", "heldout", "logits", "measure", "read_heldout"]
+
+LOWER_IS_BETTER: Final = {"log_loss", "mse", "brier", "calibration_error", "rmse", "mae", "wape"}
 
 Floats = npt.NDArray[np.float64]
 
 
 class Heldout(NamedTuple):
-    """Held-out records as the graph's inputs, and their targets [B]."""
+    """Held-out records as the graph's inputs, and their targets [B].
+
+    `label`, and of a number its `values` float64 [B] in its own units: without them only what needs neither is
+    measured. `level` [B, 2] and `seen` bool [B, K] as of `edge_sdk.artifact.decide`.
+    """
 
     kind: str
     inputs: dict[str, npt.NDArray[Any]]
     targets: npt.NDArray[Any]
+    label: Label | None = None
+    values: Floats | None = None
+    level: Floats | None = None
+    seen: npt.NDArray[np.bool_] | None = None
+
+
+def heldout(schema: Schema, records: Sequence[Mapping[str, Any]], answers: Sequence[Any]) -> Heldout:
+    """Labelled records, ready for any number of models of this schema. Raises RecordError."""
+    targets = labels(schema, answers, records)
+    values = np.array(answers, np.float64) if schema.label.kind == "number" else None
+    inputs, level, hidden = features(schema, records), levels(schema, records), seen(schema, records)
+    return Heldout(schema.label.kind, inputs, targets, schema.label, values, level, hidden)
 
 
 def read_heldout(model: bytes, file: Path) -> Heldout:
@@ -50,7 +70,7 @@ def read_heldout(model: bytes, file: Path) -> Heldout:
         answers = [record.pop(schema.label.name) for record in records]
         if not records:
             raise TaskRefused(f"{file} holds no record", "give labelled records, one JSON object a line")
-        return Heldout(schema.label.kind, features(schema, records), labels(schema, answers))
+        return heldout(schema, records, answers)
     except (ArtifactError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise _misfit(file, f"no {error}" if isinstance(error, KeyError) else str(error)) from error
 
@@ -78,37 +98,33 @@ def logits(model: bytes, inputs: Mapping[str, npt.NDArray[Any]]) -> Floats:
 
 
 def evaluate(model: bytes, heldout: Heldout) -> dict[str, float]:
-    """Every metric that fits the label's kind. Raises ModelRefused."""
-    outputs = logits(model, heldout.inputs)
+    """Every metric that fits the label. Raises ModelRefused."""
+    return measure(heldout, logits(model, heldout.inputs))
+
+
+def measure(heldout: Heldout, outputs: Floats) -> dict[str, float]:
+    """The same from the model's outputs float64 [B, outputs]."""
+    label = heldout.label
     if heldout.kind == "number":
-        return {"mse": float(np.mean((outputs[:, 0] - heldout.targets) ** 2))}
-    scores = _probabilities(outputs, heldout.kind)
-    truth = heldout.targets.astype(np.int64)
-    chosen = np.clip(scores[np.arange(len(truth)), truth], _FLOOR, 1.0)
-    metrics = {
-        "accuracy": float(np.mean(scores.argmax(axis=1) == truth)),
-        "log_loss": float(-np.mean(np.log(chosen))),
-    }
+        return _measure_numbers(label or Label("", "number"), heldout, outputs)
+    label = label or Label("", "binary" if heldout.kind == "binary" else "classes", ("",) * outputs.shape[1])
+    p, truth = probabilities(label, outputs), heldout.targets.astype(np.int64)
+    ranked = p if heldout.seen is None else probabilities(label, outputs, heldout.seen)
+    metrics = of_classes(p, ranked, truth)
     if heldout.kind == "binary" and 0 < truth.sum() < len(truth):
-        metrics["auc"] = auc(scores[:, 1], truth)
+        metrics["auc"] = auc(p[:, 1], truth)
     return metrics
 
 
-def _probabilities(outputs: Floats, kind: str) -> Floats:
-    table = np.hstack([np.zeros_like(outputs), outputs]) if kind == "binary" else outputs
-    powers = np.exp(table - table.max(axis=1, keepdims=True))
-    scores: Floats = powers / powers.sum(axis=1, keepdims=True)
-    return scores
-
-
-def auc(scores: Floats, truth: npt.NDArray[np.int64]) -> float:
-    """Probability that a positive scores above a negative, ties half: Mann and Whitney's U from mean ranks."""
-    values, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    del values
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
-    positives = int(truth.sum())
-    above = float(ranks[truth == 1].sum()) - positives * (positives + 1) / 2
-    return above / (positives * (len(truth) - positives))
+def _measure_numbers(label: Label, heldout: Heldout, outputs: Floats) -> dict[str, float]:
+    metrics = {"mse": float(np.mean((outputs[:, label.median] - heldout.targets) ** 2))}
+    if heldout.values is None:
+        return metrics
+    values = in_units(label, outputs, heldout.level)
+    metrics |= of_numbers(values[:, label.median], heldout.values)
+    if len(label.quantiles) > 1:
+        metrics["coverage"] = coverage(*interval_ends(label, values), heldout.values)
+    return metrics
 
 
 def gate(metrics: Mapping[str, float], last: float | None, metric: str, min_improvement: float) -> str:

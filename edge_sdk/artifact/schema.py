@@ -89,6 +89,14 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         named = [name for each in self.fields if isinstance(each, SeriesField) for name in (each.key, each.time)]
         return tuple(dict.fromkeys(name for name in named if name and name not in own))
 
+    @property
+    def times(self) -> dict[str, bool]:
+        """Entries of a record that hold a date; True where a calendar needs the hour too."""
+        dated = [each for each in self.fields if isinstance(each, SeriesField) and each.calendar]
+        return {
+            each.time: any("hour" in other.calendar for other in dated if other.time == each.time) for each in dated
+        }
+
     def series(self, name: str) -> SeriesField:
         """The series of that name. Raises SchemaError."""
         for field in self.fields:
@@ -132,23 +140,23 @@ def check_schema(schema: Schema) -> None:
     names = [field.name for field in schema.fields]
     if not names:
         raise SchemaError("schema", "a record schema needs at least one field")
-    for name, times in Counter([*names, schema.label.name]).items():
-        if not name or times > 1:
+    for name, uses in Counter([*names, schema.label.name]).items():
+        if not name or uses > 1:
             raise SchemaError("schema", f"the field name {name!r} is empty or used twice")
-    # A key or a time may also be a category of the record, nothing else that the record holds.
+    # A key may also be a category of the record, nothing else that the record holds.
     taken = {each.name for each in schema.fields if not isinstance(each, CategoryField)} | {schema.label.name}
+    times = {each.time for each in schema.fields if isinstance(each, SeriesField)} - {""}
     for field in schema.fields:
         check_field(field)
-        if isinstance(field, SeriesField):
-            _check_references(field, taken)
+        if field.name in times or (isinstance(field, SeriesField) and field.key in taken | times):
+            raise SchemaError(
+                "schema", f"the key and the time of a series must be entries of their own: {field.name!r}"
+            )
+    if schema.label.name in times:
+        raise SchemaError("schema", f"the time of a series cannot be the label {schema.label.name!r}")
     if schema.width > WIDEST_RECORD:
         raise SchemaError("schema", f"the record takes {schema.width} columns; at most {WIDEST_RECORD} are possible")
     _check_label(schema)
-
-
-def _check_references(field: SeriesField, taken: set[str]) -> None:
-    if {field.key, field.time} & taken or (field.key and field.key == field.time):
-        raise SchemaError("schema", f"the key and the time of {field.name!r} must be two entries of their own")
 
 
 def _check_label(schema: Schema) -> None:
