@@ -94,6 +94,7 @@ class Offering:
             hint = "start the devices, or see `aggregator devices`"
             raise TaskRefused(f"{len(here)} of at least {needed} devices are live", hint, reason="not-live")
         model = self._releases.model(task.checkpoint)
+        self._releases.optimizer_state(task, task.checkpoint)  # before anybody trains for a sum that could not be used
         length, privacy = self._terms(task, model)
         secret = self._entropy(ROUND_SECRET_BYTES)
         statement = unpack(roster.statement, Statement)
@@ -104,7 +105,7 @@ class Offering:
             round=number,
             issued_at=int(now),
             closes_at=int(now) + spec.window_s,
-            models=(hashlib.sha256(model).digest(),),
+            models=tuple(map(bytes.fromhex, self._releases.lineage(task, spec.accept_models))),
             model_bytes=len(model),
             graph_digest=graph_digest(model),
             length=length,

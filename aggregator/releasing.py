@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
-import numpy as np
 
-from aggregator import averaging, evaluation, model_card, robust, tasks
-from aggregator.errors import AggregatorError, ModelRefused
+from aggregator import averaging, evaluation, model_card, optimizers, robust, task_terms, tasks
+from aggregator.errors import AggregatorError, ModelRefused, TaskRefused
 from aggregator.home import Home
 from aggregator.ledger import Ledger
 from aggregator.opening_requests import OpenedGroup
@@ -29,7 +29,7 @@ from aggregator.store.store import Store
 from aggregator.tasks import TaskSpec
 from edge_sdk.artifact.errors import ArtifactError
 from edge_sdk.artifact.weights import metadata
-from edge_sdk.privacy import charges, statement
+from edge_sdk.privacy import statement
 
 FIRST_VERSION: Final = 1
 
@@ -75,19 +75,23 @@ class Releases:
             averaging.PRIVACY: promised.sentence(),
         }
         moved = partial(
-            averaging.average,
+            averaging.advance,
             self.model(parent),
             step=privacy.step,
-            server_learning_rate=spec.server_learning_rate * charges.update_scale(privacy),
+            scale=task_terms.update_scale(spec, privacy),
             metadata=words,
         )
-        said = self._judged(task, parent, opened, moved)
+        said = self._judged(task, parent, opened, partial(moved, optimizer=optimizers.plain(spec), state=b""))
         kept = [group for group, why in zip(opened, said, strict=True) if not why]
-        total, divisor = _combined(spec, terms, kept)
-        model = moved(total, devices=divisor)
+        total, divisor = _combined(spec, kept)
+        optimizer, state = optimizers.of(spec), self.optimizer_state(task, parent)
+        model, after = moved(total, devices=divisor, optimizer=optimizer, state=state)
         sha256 = hashlib.sha256(model).hexdigest()
         with disk_full_is_said():
             write_durably(self._home.checkpoint_file(sha256), model)
+            if after:
+                write_durably(self._state_file(sha256), after, mode=0o600)
+        self._forget_state(parent)
         stated = {
             "epsilon": promised.epsilon,
             "privacy": promised.sentence(),
@@ -99,8 +103,39 @@ class Releases:
         }
         return sha256, {**stated, "parent": parent}
 
+    def optimizer_state(self, task: TaskRow, checkpoint: str) -> bytes:
+        """The server optimizer's state beside a checkpoint; empty before the first round and where none is needed.
+
+        Raises TaskRefused where the file is gone: the next round would silently begin anew.
+        """
+        if optimizers.of(self.spec(task)).stateless or not self._store.is_averaged(task.name, checkpoint):
+            return b""
+        file = self._state_file(checkpoint)
+        try:
+            return file.read_bytes()
+        except FileNotFoundError as error:
+            hint = "put it back into checkpoints/ from a backup, or create a task of another name from this checkpoint"
+            what = f"the server optimizer's state {file.name} is gone: {hint}"
+            raise TaskRefused(what, hint, reason="optimizer") from error
+
+    def _state_file(self, sha256: str) -> Path:
+        return self._home.checkpoint_file(sha256).with_suffix(".optimizer")
+
+    def _forget_state(self, checkpoint: str) -> None:
+        """The state before this checkpoint's: nothing can go back behind it any more."""
+        before = metadata(self.model(checkpoint)).get(averaging.LINEAGE)
+        if before is not None:
+            self._state_file(before).unlink(missing_ok=True)
+
+    def lineage(self, task: TaskRow, most: int) -> list[str]:
+        """The task's checkpoint and those it was made from, newest first, at most so many."""
+        found = [task.checkpoint]
+        while len(found) < most and (parent := self._store.parent(task.name, found[-1])):
+            found.append(parent)
+        return found
+
     def _judged(
-        self, task: TaskRow, parent: str, opened: Sequence[OpenedGroup], moved: Callable[..., bytes]
+        self, task: TaskRow, parent: str, opened: Sequence[OpenedGroup], moved: Callable[..., averaging.Moved]
     ) -> list[str]:
         """For each group "" or why it is left out: its sum does not hold, or its mean alone spoils the metric."""
         spec = self.spec(task)
@@ -109,10 +144,12 @@ class Releases:
         before = self._metrics(task, self.model(parent)).get(spec.metric)
         return [group.reason or self._spoils(task, group, moved, before) for group in opened]
 
-    def _spoils(self, task: TaskRow, group: OpenedGroup, moved: Callable[..., bytes], before: float | None) -> str:
+    def _spoils(
+        self, task: TaskRow, group: OpenedGroup, moved: Callable[..., averaging.Moved], before: float | None
+    ) -> str:
         spec = self.spec(task)
         try:
-            metrics = self._metrics(task, moved(group.total, devices=len(group.devices)))
+            metrics = self._metrics(task, moved(group.total, devices=len(group.devices)).model)
         except ModelRefused as error:
             return f"gate: {error}"
         refused = evaluation.gate(metrics, before, spec.metric, -spec.group_margin)
@@ -182,9 +219,9 @@ class Releases:
             self._store.add_release(task.name, verdict.version, number=number, sha256=sha256, metric=metric, at=at)
 
 
-def _combined(spec: TaskSpec, terms: RoundTerms, kept: Sequence[OpenedGroup]) -> tuple[robust.Total, int]:
-    """The total that moves the model and its divisor: nothing, where too few groups are left."""
+def _combined(spec: TaskSpec, kept: Sequence[OpenedGroup]) -> tuple[robust.Total | None, int]:
+    """The total that moves the model and its divisor; None where too few groups are left: then the model stays."""
     sums = [group.total for group in kept if group.total is not None]
     if len(sums) < tasks.fewest_groups(spec):
-        return np.zeros(terms.offer.length, np.int64), 1
+        return None, 1
     return robust.combine(spec.robust, sums, [len(group.devices) for group in kept], spec.trim)

@@ -38,6 +38,7 @@ TRANSITIONS: Final = {
     (Phase.OPENING, Phase.ABORTED),
     (Phase.AVERAGED, Phase.RELEASED),
 }
+GRACE_S: Final = 60  # a buffered round that is full waits so long for uploads that were announced: they are charged
 FINAL: Final = {Phase.RELEASED, Phase.ABORTED}
 TAKING: Final = {Phase.OFFERED, Phase.COLLECTING}
 
@@ -57,7 +58,8 @@ class Round:
     """One round of one task. Members are counted from 1; times are seconds.
 
     `n_min`: uploads that a group needs; `groups`: device -> its group; `fewest`: groups that must fill; `last_try`: the
-    opening ends with the next sum.
+    opening ends with the next sum. `buffer`: the round closes at so many uploads, whoever is live (0: it does not), and
+    gives way to a due roster from `yields_at` on; `granted`: who announced an upload; `full_at`: when `buffer` was met.
     """
 
     task: str
@@ -77,6 +79,10 @@ class Round:
     last_try: bool = False
     groups: Mapping[str, int] = field(default_factory=dict)
     fewest: int = 1
+    buffer: int = 0
+    yields_at: int = 0
+    granted: frozenset[str] = field(default_factory=frozenset)
+    full_at: int | None = None
 
     def size(self, group: int) -> int:
         """Uploads of a group."""
@@ -117,10 +123,11 @@ class Declined:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time passed. `live` names the devices heard from lately."""
+    """Time passed. `live` names the devices heard from lately. `roster_due`: devices or other rounds wait for a roster."""
 
     now: int
     live: frozenset[str]
+    roster_due: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +189,8 @@ def waiting_for(state: Round, live: frozenset[str]) -> str:
     if state.phase in TAKING:
         out = (state.invited & live) - state.accepted - state.declined
         each = f" in each of {state.fewest} groups" if state.fewest > 1 else ""
-        return f"{len(state.accepted)} uploads in (needs {state.n_min}{each}), {len(out)} live devices still out"
+        needs = f"closes at {state.buffer}" if state.buffer else f"needs {state.n_min}{each}"
+        return f"{len(state.accepted)} uploads in ({needs}), {len(out)} live devices still out"
     if state.phase is Phase.OPENING:
         return f"{len(state.answered)} of {state.needed} committee answers" + (state.reason and f" ({state.reason})")
     return state.reason
@@ -217,7 +225,7 @@ def _check_sender(state: Round, device: str) -> None:
 
 def _granted(state: Round, event: Granted) -> Step:
     _check_sender(state, event.device)
-    state = replace(state, declined=state.declined - {event.device})
+    state = replace(state, declined=state.declined - {event.device}, granted=state.granted | {event.device})
     return (_move(state, Phase.COLLECTING) if state.phase is Phase.OFFERED else state), ()
 
 
@@ -249,9 +257,24 @@ def _tick_taking(state: Round, event: Tick) -> Step:
     enough = state.filled >= state.fewest
     if event.now >= state.closes_at:
         return _close(state, "deadline") if enough else _abort(state, "n-min")
+    if state.buffer:
+        return _tick_buffered(state, event, enough=enough)
     if enough and not (state.invited & event.live) - state.accepted - state.declined:
         return _close(state, "all-in")
     return state, ()
+
+
+def _tick_buffered(state: Round, event: Tick, *, enough: bool) -> Step:
+    """Devices come and go: who is live at this moment does not end the round."""
+    if event.roster_due and event.now >= state.yields_at:
+        return _close(state, "roster-due") if enough else _abort(state, "roster-due")
+    out = state.invited - state.accepted - state.declined
+    if not enough or (out and len(state.accepted) < state.buffer):
+        return state, ()
+    since = event.now if state.full_at is None else state.full_at
+    if state.granted & out & event.live and event.now < since + GRACE_S:
+        return replace(state, full_at=since), ()
+    return _close(state, "buffer" if len(state.accepted) >= state.buffer else "all-in")
 
 
 def _close(state: Round, reason: str) -> Step:

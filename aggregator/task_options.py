@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
+import msgspec
 from msgspec.structs import replace
 
 from aggregator import setup, status, task_terms, tasks
@@ -51,7 +52,17 @@ OPTIONS: Final[tuple[tuple[str, str, type, str], ...]] = (
     ("--units-per-device", "units_per_device", int, "a round guess: it fixes each step's divisor (default: 500)"),
     ("--steps", "steps", int, "steps a round on the device (default: 10; shared sums: 1)"),
     ("--learning-rate", "learning_rate", float, "on the device (default: 0.1)"),
-    ("--metric", "metric", str, "auc, accuracy, log_loss or mse (default: auc)"),
+    ("--proximal", "proximal", float, "pull of every local step to the offered weights, FedProx (default: 0)"),
+    ("--weight-bound", "weight_bound", int, "device unit: count min(examples, bound) / bound (default: 0, all alike)"),
+    ("--server-optimizer", "server_optimizer", str, "fedavg, momentum, adam or yogi (default: fedavg)"),
+    ("--server-learning-rate", "server_learning_rate", float, "of the mean update (default: 1; adam, yogi: below 0.1)"),
+    ("--server-momentum", "server_momentum", float, "share kept of the round before (default: 0.9)"),
+    ("--server-beta2", "server_beta2", float, "adam, yogi: share kept of the squares (default: 0.99)"),
+    ("--server-tau", "server_tau", float, "adam, yogi: changes below it stay small (default: 0.001)"),
+    ("--server-decay", "server_decay", str, "of the server's rate over all rounds: none, linear, cosine"),
+    ("--buffer", "buffer", int, "close a round as soon as so many uploads are in (default: 0, with its window)"),
+    ("--accept-models", "accept_models", int, "take updates trained on so many last checkpoints (default: 1)"),
+    ("--metric", "metric", str, f"{', '.join(get_args(tasks.Metric))} (default: auc)"),
     ("--min-improvement", "min_improvement", float, "over the last release; may be negative (default: 0)"),
     ("--release-every", "release_every", int, "rounds between releases (default: 1)"),
     ("--groups", "groups", int, "sums a round opens, each of at least --n-min devices (default: 1)"),
@@ -76,6 +87,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The flags of OPTIONS and the switches."""
     for flag, field, kind, text in OPTIONS:
         parser.add_argument(flag, dest=field, type=kind, help=text)
+    parser.add_argument("--spec", metavar="FILE", help="the whole task as JSON; every option given here overrides it")
     parser.add_argument("--stewards", action="store_true", help="only stewards sit on the committee")
     parser.add_argument("--group-gate", action="store_true", help="leave out a group that alone spoils the metric")
     parser.add_argument("--insecure-without-noise", action="store_true", help="for data that is not personal")
@@ -102,7 +114,20 @@ def create(home: Path, config: Config, chosen: argparse.Namespace, *, now: float
 def _spec(chosen: argparse.Namespace) -> tasks.TaskSpec:
     given = {field: getattr(chosen, field) for _, field, _, _ in OPTIONS if getattr(chosen, field) is not None}
     given |= {name: True for name in SWITCHES if getattr(chosen, name)}
-    return tasks.build_spec(name=chosen.name, **given)
+    fields = _read_spec(Path(chosen.spec)) if chosen.spec else {}
+    for one, other in (("target_epsilon", "noise_multiplier"), ("noise_multiplier", "target_epsilon")):
+        if one in given:
+            fields.pop(other, None)  # the option says it instead
+    return tasks.build_spec(**{**fields, **given, "name": chosen.name})
+
+
+def _read_spec(path: Path) -> dict[str, Any]:
+    """The fields of a task file. What they mean, `build_spec` checks. Raises ConfigError."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError) as error:
+        hint = 'give a JSON object of task settings, for example {"rounds": 20, "target_epsilon": 4.0}'
+        raise ConfigError(f"cannot read the task file {path}: {error}", hint) from error
 
 
 def plan(chosen: argparse.Namespace) -> dict[str, Any]:

@@ -75,9 +75,19 @@ def _draft(spec: TaskSpec, length: int) -> PrivacyTerms:
         step=(clip if spec.unit == "device" else spec.max_grad_norm) / (1000 * math.sqrt(length)),
         insecure_without_noise=spec.insecure_without_noise,
         expected_batch=batch,
-        proximal=0.0,
-        weight_bound=0,
+        proximal=spec.proximal,
+        weight_bound=spec.weight_bound,
     )
+
+
+def update_scale(spec: TaskSpec, terms: PrivacyTerms) -> float:
+    """What turns the mean of the opened sum into a change of the weights, but for the server's rate.
+
+    With weighted updates the divisor is the number of devices still, times the weight of a device of
+    `units_per_device` examples: the true weights would need the counts.
+    """
+    weight = min(spec.units_per_device, terms.weight_bound) / terms.weight_bound if terms.weight_bound else 1.0
+    return charges.update_scale(terms) / weight
 
 
 def _of_sums(spec: TaskSpec) -> bool:
@@ -118,11 +128,34 @@ def _check_words(spec: TaskSpec) -> None:
         )
     if spec.insecure_without_noise and any(given):
         raise TaskRefused("insecure_without_noise contradicts the noise", "remove one of them", reason="privacy")
+    _check_local_steps(spec)
     if placement_of(spec) == "shared" and any(given) and spec.honest_share * spec.n_min < LEAST_HONEST:
         raise TaskRefused(
             f"of {spec.n_min} devices, {spec.honest_share:g} are taken to be honest: too few to share noise",
             f"an n_min of {math.ceil(LEAST_HONEST / spec.honest_share)} would do, or placement local",
             reason="cohort",
+        )
+
+
+def _check_local_steps(spec: TaskSpec) -> None:
+    """FedProx needs a second local step to pull, and a weight by examples must not betray their number."""
+    if _of_sums(spec) and (spec.proximal or spec.weight_bound):
+        raise TaskRefused(
+            "proximal and weight_bound are for changes of weights, and here devices upload one step's sum of gradients",
+            "leave them out: one step does not stray, and its sum weighs every device by its examples already",
+            reason="placement",
+        )
+    if spec.weight_bound and spec.unit != "device" and not spec.insecure_without_noise:
+        raise TaskRefused(
+            f"the weight of an update would betray how many examples its device holds: the {spec.unit} unit hides that",
+            "leave weight_bound out, or choose the device unit, whose noise hides all examples of a device",
+            reason="privacy",
+        )
+    if spec.proximal * spec.learning_rate > 1:
+        raise TaskRefused(
+            f"a proximal pull of {spec.proximal:g} at learning rate {spec.learning_rate:g} would overshoot",
+            f"give at most {1 / spec.learning_rate:g}",
+            reason="proximal",
         )
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from aggregator import task_terms
+from aggregator import optimizers, task_terms
 from aggregator.about import About, missing
 from aggregator.errors import HomeRefused, TaskRefused
 from aggregator.evaluation import evaluate, read_heldout
@@ -32,10 +32,14 @@ from edge_sdk.artifact.safety import check_model
 from edge_sdk.artifact.weights import read_vector
 from edge_sdk.privacy import charges
 from edge_sdk.protocol import topics
-from edge_sdk.protocol.messages import Name, Placement, Positive, PrivacyTerms, Unit
+from edge_sdk.protocol.messages import Name, NotNegative, Placement, Positive, PrivacyTerms, Unit
 
 MOST_VALUES: Final = 1 << 27  # of all groups' sums: 1 GiB once opened
 Devices = Annotated[int, Meta(ge=3, le=65_535)]
+Metric = Literal[
+    "auc", "accuracy", "log_loss", "brier", "calibration_error", "macro_f1", "hit_rate_10", "ndcg_10",
+    "mse", "rmse", "mae", "wape", "coverage",
+]  # fmt: skip
 
 
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -51,7 +55,11 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     their coordinate-wise median or trimmed mean (`trim`: the share cut off at either end). `group_gate`: a group whose
     own mean makes the metric on the held-out records worse by more than `group_margin` is left out. `clip`, `steps`:
     not given, what the placement needs. `accept_little_signal`: create the task though its noise drowns what it learns.
-    `about`: what only a person can say of it.
+    `about`: what only a person can say of it. `server_*`: how the mean update moves the model (aggregator.optimizers).
+    `proximal`: the pull of every local step towards the offered weights. `weight_bound`: device unit; an update counts
+    min(examples, bound) / bound, and `units_per_device` guesses the examples of one. `buffer`: a round closes when so
+    many uploads are in, and `window_s` only bounds how long it holds up a new roster; 0: rounds end with their window.
+    `accept_models`: an update trained on any of so many last checkpoints is taken.
     """
 
     name: Name
@@ -59,7 +67,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     placement: Placement | None = None
     per_customer: Annotated[int, Meta(ge=1, le=100_000)] = 32
     consent: Annotated[int, Meta(ge=0)] = 0
-    rounds: Annotated[int, Meta(ge=1, le=100_000)] = 10
+    rounds: Annotated[int, Meta(ge=0, le=100_000)] = 10  # 0: no training, for questions alone (`aggregator analytics`)
     n_min: Devices = 5
     n_max: Devices = 1000
     window_s: Annotated[int, Meta(ge=1, le=7 * 86_400)] = 600
@@ -78,11 +86,19 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     learning_rate: Positive = 0.1
     honest_share: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.8
     stewards: bool = False
-    metric: Literal["auc", "accuracy", "log_loss", "mse"] = "auc"
+    metric: Metric = "auc"
     min_improvement: float = 0.0
     release_every: Annotated[int, Meta(ge=1, le=100_000)] = 1
-    server_optimizer: Literal["fedavg"] = "fedavg"
+    server_optimizer: optimizers.Rule = "fedavg"
     server_learning_rate: Positive = 1.0
+    server_momentum: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.9
+    server_beta2: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.99
+    server_tau: Positive = 1e-3
+    server_decay: optimizers.Decay = "none"
+    proximal: NotNegative = 0.0
+    weight_bound: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    buffer: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    accept_models: Annotated[int, Meta(ge=1, le=16)] = 1
     insecure_without_noise: bool = False
     accept_little_signal: bool = False
     units_per_device: Annotated[int, Meta(ge=1, le=1_000_000)] = 500
@@ -116,7 +132,18 @@ def build_spec(**fields: Any) -> TaskSpec:
 def settle(spec: TaskSpec, length: int) -> PrivacyTerms:
     """The terms that every offer of the task carries, for an update of `length` coordinates. Raises TaskRefused."""
     _check_groups(spec, length)
-    return task_terms.settle(spec, length)
+    _check_buffer(spec)
+    return task_terms.settle(msgspec.structs.replace(spec, rounds=max(1, spec.rounds)), length)
+
+
+def _check_buffer(spec: TaskSpec) -> None:
+    least = spec.n_min * fewest_groups(spec)
+    if spec.buffer and not least <= spec.buffer <= spec.n_max * spec.groups:
+        raise TaskRefused(
+            f"a round that closes at {spec.buffer} uploads does not fit n_min {spec.n_min} and n_max {spec.n_max}",
+            f"give a buffer of {least} to {spec.n_max * spec.groups}, or 0 for rounds that end with their window",
+            reason="buffer",
+        )
 
 
 def fewest_groups(spec: TaskSpec) -> int:

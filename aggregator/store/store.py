@@ -203,6 +203,16 @@ class Store:
         rows = self._rows("SELECT sha256, metrics FROM checkpoints WHERE task = ? AND number = ?", task, number)
         return (rows[0][0], json.loads(rows[0][1])) if rows else None
 
+    def is_averaged(self, task: str, sha256: str) -> bool:
+        """Did a round of the task make this checkpoint? Not so for the model that it began with."""
+        found = self._rows("SELECT 1 FROM checkpoints WHERE task = ? AND sha256 = ? AND number > 0", task, sha256)
+        return bool(found)
+
+    def parent(self, task: str, sha256: str) -> str:
+        """SHA-256 (hex) of the checkpoint that a round of the task started from; empty for the task's first model."""
+        rows = self._rows("SELECT parent FROM checkpoints WHERE task = ? AND sha256 = ?", task, sha256)
+        return str(rows[0][0]) if rows else ""
+
     def averaged_rounds(self, task: str) -> int:
         """How many rounds have been opened into a checkpoint."""
         return int(self._rows("SELECT count(*) FROM checkpoints WHERE task = ? AND number > 0", task)[0][0])

@@ -14,6 +14,7 @@ from aggregator.errors import HomeRefused, TaskRefused
 from aggregator.home import Home
 from aggregator.store.schema import open_database
 from aggregator.store.store import Store
+from aggregator.task_terms import update_scale
 from aggregator.tasks import build_spec, create_task, epsilon_after, parse_spec, settle
 from edge_sdk.protocol.roster import RosterEntry
 from edge_sdk.protocol.secagg import committee
@@ -171,3 +172,38 @@ def test_a_task_that_does_not_parse_or_exists_is_refused(tmp_path):
     create_task(store, home, spec, model=first_model(), heldout=None, now=1.0)
     with pytest.raises(HomeRefused, match="already"):
         create_task(store, home, spec, model=first_model(), heldout=None, now=1.0)
+
+
+LOCAL: dict[str, object] = {"name": "t", "noise_multiplier": 1.0, "accept_little_signal": True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"unit": "record", "placement": "shared", "proximal": 0.1, "profile": "P32"}, "placement"),
+        ({"unit": "customer", "placement": "shared", "weight_bound": 10, "profile": "P32"}, "placement"),
+        ({"unit": "record", "weight_bound": 10}, "privacy"),
+        ({"unit": "customer", "weight_bound": 10}, "privacy"),
+        ({"unit": "device", "proximal": 20.0}, "proximal"),
+        ({"unit": "device", "buffer": 4}, "buffer"),
+        ({"unit": "device", "buffer": 2000}, "buffer"),
+    ],
+)
+def test_what_one_step_cannot_use_or_a_count_would_betray_is_refused_by_name(fields, reason):
+    with pytest.raises(TaskRefused) as refused:
+        settle(build_spec(**{**LOCAL, **fields}), 100)
+    assert refused.value.reason == reason
+    assert refused.value.hint
+
+
+def test_proximal_and_weight_bound_reach_the_offer():
+    terms = settle(build_spec(**LOCAL, unit="device", proximal=0.5, weight_bound=200), 100)
+    assert (terms.proximal, terms.weight_bound) == (0.5, 200)
+    free = {key: value for key, value in LOCAL.items() if key != "noise_multiplier"}
+    assert settle(build_spec(**free, insecure_without_noise=True, weight_bound=7), 100).weight_bound == 7
+
+
+@pytest.mark.parametrize(("guess", "scale"), [(50, 4.0), (200, 1.0), (900, 1.0)])
+def test_weighted_updates_are_divided_by_the_weight_that_a_device_is_taken_to_have(guess, scale):
+    spec = build_spec(**LOCAL, unit="device", weight_bound=200, units_per_device=guess)
+    assert update_scale(spec, settle(spec, 100)) == scale

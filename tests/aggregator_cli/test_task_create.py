@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from aggregator import cli, task_warnings
+from aggregator import cli, task_warnings, tasks
 from aggregator.home import Home
 from aggregator.releases.repository import Repository
+from aggregator.store.schema import open_database
+from aggregator.store.store import Store
 from edge_sdk.artifact.schema import Label, NumberField, Schema
 from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.config import Config
@@ -188,3 +191,30 @@ def test_a_plan_says_what_would_be_settled_for_each_unit_and_creates_nothing(
     assert "too few to share noise" in error
     assert list(Home(home).checkpoints.glob("*")) == []
     assert locked(home) is None
+
+
+def test_a_whole_task_is_read_from_a_file_and_options_override_it(home: Path, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "churn.json"
+    spec = tasks.build_spec(name="any", noise_multiplier=1.0, rounds=7, unit="device", server_optimizer="yogi")
+    file.write_bytes(msgspec.json.encode(spec))
+    model = model_file(tmp_path)
+    assert create("churn", "--model", model, "--spec", file, "--rounds", 4, "--accept-little-signal") == 0
+    connection = open_database(Home(home).database)
+    made = tasks.parse_spec(Store(connection).task("churn").spec)
+    connection.close()
+    said = (made.name, made.rounds, made.unit, made.server_optimizer, made.target_epsilon, made.noise_multiplier)
+    assert said == ("churn", 4, "device", "yogi", 3.0, None)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"rounds": 3', "nothing"])
+def test_a_task_file_that_is_none_is_refused(home: Path, tmp_path: Path, capsys, text: str) -> None:
+    (tmp_path / "t.json").write_text(text)
+    error, hint = refusal(capsys, create("t", "--model", model_file(tmp_path), "--spec", tmp_path / "t.json"))
+    assert "cannot read the task file" in error
+    assert "JSON object" in hint
+
+
+def test_a_field_of_the_task_file_that_nobody_knows_is_named(home: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "t.json").write_text('{"colour": "red"}')
+    error, _ = refusal(capsys, create("t", "--model", model_file(tmp_path), "--spec", tmp_path / "t.json"))
+    assert "colour" in error
