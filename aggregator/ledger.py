@@ -132,6 +132,11 @@ class Ledger:
         charge = "UPDATE round_charges SET opened_at = ? WHERE task = ? AND number = ? AND opened_at IS NULL"
         return self._db.execute(charge, (at, task, number)).rowcount > 0
 
+    def is_opened(self, task: str, number: int) -> bool:
+        """Was the model charged for this round?"""
+        found = "SELECT 1 FROM round_charges WHERE task = ? AND number = ? AND opened_at IS NOT NULL"
+        return bool(self._rows(found, task, number))
+
     def model(self, task: str) -> ModelSpend | None:
         """What the task's opened sums have spent; None before its first offer. Of several units, that of the last."""
         newest = self._rows("SELECT unit, delta FROM round_charges WHERE task = ? ORDER BY number DESC LIMIT 1", task)

@@ -72,7 +72,8 @@ class LiveRounds:
         terms = RoundTerms.read(row.frame, row.secret, {e.device: e.sign_key for e in roster.entries})
         spec, n_min = self._releases.spec(self.task(row.task)), terms.offer.secagg.n_min
         settled = groups_of(terms.offer_hash, terms.roster, terms.offer.secagg.groups)
-        grouping = Grouping(settled, tasks.fewest_groups(spec), n_min)
+        fewest = 1 if terms.offer.query else tasks.fewest_groups(spec)
+        grouping = Grouping(settled, fewest, n_min)
         state = Round(
             *terms.name,
             n_min=n_min,

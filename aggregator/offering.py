@@ -17,7 +17,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 
-from aggregator import cohort, grouping, tasks
+from aggregator import analytics, cohort, grouping, tasks
 from aggregator.errors import TaskRefused
 from aggregator.fleet.registry import ROSTER_TTL_S, Registry
 from aggregator.releasing import Releases
@@ -82,12 +82,22 @@ class Offering:
         raise TaskRefused(what, "wait for the end of their windows", reason="roster-due")
 
     def offer(
-        self, task: TaskRow, number: int, now: float, live: frozenset[str], *, may_issue: bool
+        self,
+        task: TaskRow,
+        number: int,
+        now: float,
+        live: frozenset[str],
+        *,
+        may_issue: bool,
+        question: analytics.Question | None = None,
     ) -> tuple[Offer, bytes, SignedRoster]:
-        """The next round's offer, the secret of its key, and its roster. Raises TaskRefused: what is waited for."""
+        """The next round's offer, the secret of its key, and its roster. Raises TaskRefused: what is waited for.
+
+        With a `question` the round asks that in place of training, of one group, by terms of its own.
+        """
         spec = self._releases.spec(task)
         roster = self.roster(now, now + spec.window_s + spec.opening_s, may_issue=may_issue)
-        needed = spec.n_min * tasks.fewest_groups(spec)
+        needed = spec.n_min * (1 if question else tasks.fewest_groups(spec))
         cohort.check_fleet(roster.entries, needed, spec.stewards)
         here = live & {entry.device for entry in roster.entries}
         if len(here) < needed:
@@ -95,7 +105,7 @@ class Offering:
             raise TaskRefused(f"{len(here)} of at least {needed} devices are live", hint, reason="not-live")
         model = self._releases.model(task.checkpoint)
         self._releases.optimizer_state(task, task.checkpoint)  # before anybody trains for a sum that could not be used
-        length, privacy = self._terms(task, model)
+        length, privacy = analytics.settle(spec, question) if question else self._terms(task, model)
         secret = self._entropy(ROUND_SECRET_BYTES)
         statement = unpack(roster.statement, Statement)
         members = cohort.committee_of(roster.statement, roster.entries, spec.stewards)
@@ -110,7 +120,7 @@ class Offering:
             graph_digest=graph_digest(model),
             length=length,
             secagg=SecAggTerms(
-                profile=spec.profile,
+                profile=analytics.PROFILE if question else spec.profile,
                 n_min=spec.n_min,
                 n_max=spec.n_max,
                 epoch=statement.epoch,
@@ -122,9 +132,9 @@ class Offering:
             privacy=privacy,
             consent=spec.consent,
             round_key=RoundKey(secret).public_bytes(),
-            query=None,
+            query=question.query if question else None,
         )
-        if spec.groups > 1:
+        if spec.groups > 1 and question is None:
             offer, secret = self._grouped(spec, offer, secret, [entry.device for entry in roster.entries], here)
         return offer, secret, roster
 

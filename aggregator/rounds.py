@@ -11,13 +11,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from aggregator import tasks
+from aggregator import analytics, tasks
 from aggregator.errors import ModelRefused, TaskRefused
 from aggregator.fleet.registry import Registry
 from aggregator.ingest import Ingest
 from aggregator.ledger import Ledger
 from aggregator.live_rounds import LiveRound, LiveRounds, nothing_more
 from aggregator.offering import Offering
+from aggregator.opening_requests import OpenedGroup
 from aggregator.openings import Openings
 from aggregator.post import Post
 from aggregator.releasing import Releases, Verdict
@@ -54,7 +55,9 @@ Outcome = tuple[Event, Callable[[], None]]
 def _offered(terms: RoundTerms) -> dict[str, Any]:
     """What the audit log says of an offer. The hash binds all of it; the rest is for the reader."""
     offer = terms.offer
-    said = {"offer": terms.offer_hash.hex(), "model": offer.models[0].hex(), "consent": offer.consent}
+    said: dict[str, Any] = {"offer": terms.offer_hash.hex(), "model": offer.models[0].hex(), "consent": offer.consent}
+    if offer.query is not None:
+        said["query"] = offer.query.name
     privacy = {name: getattr(offer.privacy, name) for name in ("unit", "placement", "noise_multiplier")}
     return {**said, **privacy, "n_min": offer.secagg.n_min, "epoch": offer.secagg.epoch}
 
@@ -64,6 +67,11 @@ def _released(sha256: str, verdict: Verdict) -> dict[str, Any]:
     if verdict.version is None:
         return {"sha256": sha256, "refused": verdict.reason[:300]}
     return {"sha256": sha256, "version": verdict.version, "keys": list(verdict.keys)}
+
+
+def _goes_on(task: TaskRow, asked: set[str]) -> bool:
+    """Is there a round to offer: of training, or for a question, which may outlast the training?"""
+    return task.status == "active" or (task.name in asked and task.status in ("done", "spent"))
 
 
 def _attempt(act: Callable[[], None]) -> Exception | None:
@@ -94,7 +102,7 @@ class Rounds:
         self._store, self._registry, self._ingest = store, registry, ingest
         self._offering, self._releases, self._post = offering, releases, post
         self._clock, self._hook = clock, phase_hook
-        self.ledger = Ledger(store.connection)
+        self.ledger, self._questions = Ledger(store.connection), analytics.Questions(store)
         self._openings = Openings(store, ingest)
         self._live = LiveRounds(store=store, registry=registry, releases=releases, clock=clock, phase_hook=phase_hook)
         self._open = self._live.by_task
@@ -124,7 +132,8 @@ class Rounds:
         """Let time pass: retries, windows, notices, and the next round of each task that has none."""
         active = {device.device for device in self._registry.active()}
         acts = [partial(self._tick, round_, now, live, active) for round_ in self._open.values()]
-        due = [task for task in self._store.tasks() if task.status == "active" and now >= task.not_before]
+        asked = self._questions.tasks()
+        due = [task for task in self._store.tasks() if now >= task.not_before and _goes_on(task, asked)]
         acts += [partial(self._begin, task, now, live) for task in due if task.name not in self._open]
         failed = [error for error in map(_attempt, acts) if error is not None]
         if failed:
@@ -148,18 +157,23 @@ class Rounds:
 
     def _begin(self, task: TaskRow, now: float, devices: frozenset[str]) -> None:
         spec = self._releases.spec(task)
-        if tasks.rounds_done(self._store, spec) >= spec.rounds:
-            self._store.set_task(task.name, status="done")
-            return
         number = self._store.last_number(task.name) + 1
         if number == 1 and self._store.value(f"first-release:{task.name}") is None:
             self._release_first(task, now)
-        taking = bool(self._live.taking())
+        row = self._questions.next(task.name)
+        if row is None and tasks.rounds_done(self._store, spec) >= spec.rounds:
+            self._store.set_task(task.name, status="done")
+            return
+        question, taking = row.question if row else None, bool(self._live.taking())
         try:
-            offer, secret, roster = self._offering.offer(task, number, now, devices, may_issue=not taking)
+            offer, secret, roster = self._offering.offer(
+                task, number, now, devices, may_issue=not taking, question=question
+            )
             self.ledger.check_budget(task.name, offer.privacy, offer.length, tasks.budget(spec), offer.secagg.n_min)
         except TaskRefused as error:
-            if error.reason == "spent":
+            if row is not None and error.reason in ("spent", "question"):
+                self._questions.refuse(row, f"{error}; {error.hint}", now)
+            elif error.reason == "spent":
                 self._stop_spent(task, number, now, error)
             else:
                 self._set_reason(task, str(error))
@@ -167,12 +181,14 @@ class Rounds:
         self._set_reason(task, "")
         frame = self._post.frame(offer, EVERYBODY)
         terms = RoundTerms.read(frame, secret, {e.device: e.sign_key for e in roster.entries})
-        row = terms.first_row(secret, now)
+        first = terms.first_row(secret, now)
         with self._store.transaction():
-            self._store.add_round(row)
+            self._store.add_round(first)
+            if row is not None:
+                self._questions.asked(row, number)
             self.ledger.offered(*terms.name, offer.privacy, offer.length, offer.issued_at)
             self._live.audit(now, "offer", task.name, number, **_offered(terms))
-        live = self._live.take_up(row)
+        live = self._live.take_up(first)
         self._ingest.open_round(terms, live.grouping, now)
         self._live.moved(live)
         self._publish_offer(live, now)
@@ -246,6 +262,8 @@ class Rounds:
         opened, wait = self._openings.open(live.terms, live.grouping, live.state)
         if wait:
             return SumRefused(wait), partial(self._charge_unused, live, wait)
+        if live.terms.offer.query is not None:
+            return self._answered(live, opened)
         try:
             sha256, facts = self._releases.average(self._live.task(live.state.task), live.terms, opened)
         except ModelRefused as error:
@@ -262,6 +280,21 @@ class Rounds:
         if self.ledger.opened(task, number, self._clock()):
             self._live.audit(self._clock(), "sum-refused", task, number, reason=reason[:300])
 
+    def _answered(self, live: LiveRound, opened: list[OpenedGroup]) -> Outcome:
+        """A query's sum: figures in place of a checkpoint."""
+        found = analytics.answered(self._store, live.terms, opened)
+        self._hook("answering")
+        spent = {name: found[name] for name in ("query", "devices", "unit", "epsilon", "delta")}
+        live.stats = {**live.stats, **spent, "groups": [{"devices": found["devices"], "reason": ""}]}
+
+        def also() -> None:
+            (task, number), now = live.terms.name, self._clock()
+            self._questions.answer(task, number, found)
+            self.ledger.opened(task, number, now)
+            self._live.audit(now, "query-answered", task, number, **spent)
+
+        return SumOpened(), also
+
     def _commit(self, live: LiveRound, sha256: str, parent: str) -> None:
         task, number = live.terms.name
         self._store.add_checkpoint(sha256, task=task, number=number, parent=parent, metrics={}, at=self._clock())
@@ -272,6 +305,8 @@ class Rounds:
 
     def _release(self, live: LiveRound) -> Outcome:
         name, number = live.terms.name
+        if live.terms.offer.query is not None:
+            return Published("answered"), nothing_more
         task, sha256 = self._live.task(name), live.stats["sha256"]
         verdict = self._releases.release(task, number, sha256, {"epsilon": live.stats["epsilon"]})
         self._hook("published")
@@ -292,12 +327,16 @@ class Rounds:
         self._ingest.forget_round(name, number)
         spec = self._releases.spec(self._live.task(name))
         # Only this is written: a `task stop` may have come since the row was read.
-        ends = {"status": "done"} if tasks.rounds_done(self._store, spec) >= spec.rounds else {}
+        trained = live.terms.offer.query is None
+        ends = {"status": "done"} if trained and tasks.rounds_done(self._store, spec) >= spec.rounds else {}
         pause = spec.pause_s if live.state.phase is Phase.RELEASED else self._pause(name)
         with self._store.transaction():
             self._store.forget_uploads(name, number)
             self._store.set_round(name, number, secret=None, waiting="")
             self._store.set_task(name, not_before=now + pause, **ends)
+            if live.state.phase is Phase.ABORTED and not trained:
+                charged = self.ledger.is_opened(name, number)
+                self._questions.ended(name, number, live.state.reason, charged=charged)
             if ends:
                 self._live.audit(now, "task-done", name, number, rounds=spec.rounds)
             self._store.log(now, "round", name, number, phase=live.state.phase.value, **live.stats)

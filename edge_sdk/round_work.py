@@ -318,7 +318,7 @@ class RoundWork:
             log.warning("%d examples of %s do not fit the model's schema", len(examples) - len(fitting), offer.task)
         self._check_affordable(offer, fitting)
         inputs = features(schema, [example.fields for example in fitting])
-        targets = labels(schema, [example.label for example in fitting])
+        targets = labels(schema, [example.label for example in fitting], [example.fields for example in fitting])
         plan = training_plan(offer.privacy, len(fitting))
         subjects = subject_numbers(fitting) if plan.unit == "customer" else None
         given = TrainingInput(model, inputs, targets, plan, self._device.entropy(32), subjects)
@@ -364,7 +364,7 @@ def _fits(schema: Schema, example: Example) -> bool:
 
     try:
         features(schema, [example.fields])
-        labels(schema, [example.label])
+        labels(schema, [example.label], [example.fields])
     except RecordError:
         return False
     return True

@@ -70,8 +70,16 @@ ALTER TABLE rounds DROP COLUMN summed;
 ALTER TABLE uploads ADD COLUMN in_group INTEGER NOT NULL DEFAULT 0;
 """
 
+QUESTIONS: Final = """
+CREATE TABLE questions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, task TEXT NOT NULL, asked BLOB NOT NULL,
+    status TEXT NOT NULL DEFAULT 'queued', number INTEGER NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0,
+    reason TEXT NOT NULL DEFAULT '', created_at REAL NOT NULL, answer TEXT NOT NULL DEFAULT ''
+);
+"""
+
 # Script n takes a file from version n to n + 1. Append; never edit one that is there.
-SCRIPTS: Final = (TABLES, GROUPS, audit_log.TABLES)
+SCRIPTS: Final = (TABLES, GROUPS, audit_log.TABLES, QUESTIONS)
 VERSION: Final = len(SCRIPTS)
 
 

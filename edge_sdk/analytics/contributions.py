@@ -141,7 +141,7 @@ def _fill_model(
     if not fields:
         return
     schema = asked.schema
-    ranked = decide(schema, asked.predict(fields))
+    ranked = decide(schema, asked.predict(fields), fields)
     for row, (answers, label) in enumerate(zip(ranked, labels, strict=True)):
         if schema.label.kind == "number":
             _fill_error(columns[row], part, answers[0][1], label)
