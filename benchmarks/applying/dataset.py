@@ -9,15 +9,18 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_sdk.artifact.schema import Schema
 from edge_sdk.protocol.messages import Unit
+
+if TYPE_CHECKING:
+    from edge_sdk.training.plain import PlainPlan
 
 Array = npt.NDArray[Any]
 Application = Literal["demand", "churn", "satisfaction", "recommendation", "service"]
@@ -65,8 +68,8 @@ class Dataset:
 
     `model(seed)`: the first checkpoint. `private_model`: another for the settings with noise, where a smaller one
     does better under it. `validation`: bool over `train`, the rows by which choices were made. `settings`: see
-    SETTINGS. `tried`: what else was measured on the validation part, for the page. `score(logits, rows)`: the metric,
-    where `aggregator.evaluation` cannot give it from the schema alone.
+    SETTINGS. `plan`: how the references without privacy are trained, central and alone. `score(logits, rows)`: the
+    metric, where `aggregator.evaluation` cannot give it from the schema alone; logits float64 [B, outputs].
     """
 
     name: str
@@ -84,7 +87,7 @@ class Dataset:
     settings: Mapping[str, Mapping[str, Any]]
     private_model: Model | None = None
     score: Callable[[Array, Rows], float] | None = None
-    tried: Sequence[tuple[str, float]] = field(default=())
+    plan: PlainPlan | None = None
 
     def __post_init__(self) -> None:
         unknown = set(self.settings) - set(SETTINGS)
