@@ -30,10 +30,10 @@ def quantised(terms: PrivacyTerms, update: npt.NDArray[np.float32], keystream: K
 def noise_share(terms: PrivacyTerms, length: int, keystream: Keystream) -> npt.NDArray[np.int32] | None:
     """This device's Skellam noise, int32[length] in steps; None where none is added in the mask."""
     sigma = sigma_steps(terms)
-    return skellam(sigma**2).draw(length, keystream) if sigma > 0 else None
+    return _sampler(sigma**2).draw(length, keystream) if sigma > 0 else None
 
 
 @lru_cache(maxsize=4)
-def skellam(variance: float) -> SkellamSampler:
+def _sampler(variance: float) -> SkellamSampler:
     """The sampler, kept: its table takes longer to make than thousands of draws take."""
     return SkellamSampler(variance)

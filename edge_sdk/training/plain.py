@@ -149,7 +149,7 @@ class _Newton(_Descent):
     def passes(self, count: int) -> None:
         """`count` iterations, each with as many evaluations as its line search takes."""
         self._optimizer.param_groups[0] |= {"max_iter": count, "max_eval": 3 * count}
-        self._optimizer.step(self._closure)
+        self._optimizer.step(self._closure)  # type: ignore[no-untyped-call] # torch has no annotation here
 
     def _closure(self) -> float:
         loss, gradient = self._gradient(self._rows)
