@@ -19,7 +19,7 @@ from aggregator.store.store import Store
 from edge_sdk.artifact.errors import ArtifactError
 from edge_sdk.artifact.graph_lock import graph_digest
 from edge_sdk.artifact.names import SCHEMA
-from edge_sdk.artifact.schema import CategoryField, Schema, TextField
+from edge_sdk.artifact.schema import Schema, TextField
 from edge_sdk.artifact.weights import metadata, read_vector
 from edge_sdk.privacy import statement
 from edge_sdk.privacy.statement import PrivacyStatement
@@ -63,7 +63,7 @@ def fields(model: bytes) -> Card:
     schema = Schema.from_json(metadata(model)[SCHEMA])
     listed = []
     for field in schema.fields:
-        kind = "category" if isinstance(field, CategoryField) else "text" if isinstance(field, TextField) else "number"
+        kind = str(field.__struct_config__.tag)
         entry: Card = {"name": field.name, "kind": kind, "columns": field.width}
         listed.append(entry | ({"text_kept": field.keep} if isinstance(field, TextField) else {}))
     label = schema.label

@@ -37,6 +37,11 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "kept_none": "Nothing is kept yet: no signed model says which fields may be.",
         "number": "{name} (a number)",
         "category": "{name} (one of {count} words, or 'other')",
+        "hashed": "{name} (a number computed from the word; the word itself is not kept)",
+        "series": "{name} (the last {count} values)",
+        "sequence": "{name} (the last {count}, of {words} words or 'other')",
+        "sequence_hashed": "{name} (the last {count}, as numbers computed from the words)",
+        "date": "{name} (the date)", "hour": "{name} (the date and the hour)",
         "text": "{name} (numbers computed from the text; the text itself is not kept)",
         "text_kept": "{name} (the text itself)",
         "how": "It is encrypted, each customer's part under a key of its own, and never leaves this device. It is"
@@ -64,6 +69,11 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "kept_none": "目前没有保存任何内容：尚无已签名的模型说明可以保存哪些字段。",
         "number": "{name}（数值）",
         "category": "{name}（{count} 个固定词语之一，或“其他”）",
+        "hashed": "{name}（由词语计算出的数值；词语本身不保存）",
+        "series": "{name}（最近 {count} 个数值）",
+        "sequence": "{name}（最近 {count} 项，取自 {words} 个固定词语或“其他”）",
+        "sequence_hashed": "{name}（最近 {count} 项，由词语计算出的数值）",
+        "date": "{name}（日期）", "hour": "{name}（日期和小时）",
         "text": "{name}（由文字计算出的数值；文字本身不保存）",
         "text_kept": "{name}（文字本身）",
         "how": "内容经过加密，每位客户使用各自的密钥，绝不离开本设备。"
@@ -111,20 +121,26 @@ def _kept(config: Config, task: str, words: Mapping[str, str]) -> str:
     comma = "、" if words is _WORDS["zh"] else ", "
     schema = _schema(config.home, task)
     if schema is not None:
-        fields = comma.join(_field(field, words) for field in schema.fields)
+        dates = [words["hour" if hour else "date"].format(name=name) for name, hour in schema.times.items()]
+        fields = comma.join([*(_field(field, words) for field in schema.fields), *dates])
         return words["kept"].format(fields=fields, label=schema.label.name)
     listed = [name for of, _, name in (entry.partition(".") for entry in config.fields) if of == task]
     return words["kept_list"].format(fields=comma.join(listed)) if listed else words["kept_none"]
 
 
 def _field(field: Field, words: Mapping[str, str]) -> str:
-    from edge_sdk.artifact.schema import CategoryField, TextField
+    from edge_sdk.artifact.schema import CategoryField, NumberField, SeriesField, TextField
 
+    if isinstance(field, NumberField):
+        return words["number"].format(name=field.name)
     if isinstance(field, CategoryField):
-        return words["category"].format(name=field.name, count=len(field.vocabulary))
+        return words["hashed" if field.buckets else "category"].format(name=field.name, count=len(field.vocabulary))
     if isinstance(field, TextField):
         return words["text_kept" if field.keep else "text"].format(name=field.name)
-    return words["number"].format(name=field.name)
+    if isinstance(field, SeriesField):
+        return words["series"].format(name=field.name, count=field.window)
+    kind = "sequence_hashed" if field.buckets else "sequence"
+    return words[kind].format(name=field.name, count=field.last, words=len(field.vocabulary))
 
 
 def _leaving(offers: list[Offer], took_part: bool, budget: float, words: Mapping[str, str]) -> list[str]:

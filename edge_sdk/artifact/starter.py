@@ -45,6 +45,11 @@ def tabular_classifier(schema: Schema, hidden: Sequence[int], seed: int) -> byte
     return _serialise(schema, _layers(len(hidden)), weights, trainable=list(weights))
 
 
+def linear_classifier(schema: Schema) -> bytes:
+    """ONNX bytes of logits = W x + b at zero: logistic, softmax, linear or quantile regression. Raises SchemaError."""
+    return tabular_classifier(schema, (), 0)
+
+
 def fourier_classifier(schema: Schema, width: int, bandwidth: float, seed: int) -> bytes:
     """ONNX bytes of a linear model on random Fourier features: logits = W phi(x) + b, phi fixed, W and b trained.
 
