@@ -1,4 +1,4 @@
-"""`aggregator init | serve | enroll-token | devices | task | status | renew | audit | evidence | demo`.
+"""`aggregator init | serve | enroll-token | devices | task | analytics | status | renew | audit | evidence | demo`.
 
 Says what went wrong in one line and the remedy in another, and exits with 2. Never shows a traceback for what an
 operator can put right.
@@ -94,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     from aggregator.audit_commands import add_commands
 
     add_commands(commands, _add, _Parser)
+    from aggregator.analytics_commands import add_analytics
+
+    add_analytics(commands, _add)
     from aggregator.evidence.commands import add_evidence
 
     add_evidence(commands, _add)

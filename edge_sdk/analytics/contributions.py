@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_sdk.analytics.layout import COUNT, LABEL, LOSS, RIGHT, SCORES, Part, length, parts
-from edge_sdk.artifact.features import decide
+from edge_sdk.artifact.decide import decide
 from edge_sdk.artifact.schema import Schema
 from edge_sdk.protocol.messages import Query
 
