@@ -128,6 +128,30 @@ def test_the_device_unit_learns_without_noise(name):
     assert first.sampling.noise_multiplier == 0
 
 
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_step_of_the_device_unit_is_a_step_of_torchs_own_sgd(name):
+    stream, oracle, y = SecretStream(KEY), fresh(TARGETS[name][0]), torch.from_numpy(TARGETS[name][1])
+    start, order = oracle.update_vector(), stream.permutation(60)
+    optimizer = torch.optim.SGD(oracle.parameters(), lr=0.3)
+    for rows in (order[:20], order[20:40], order[40:], stream.permutation(60)[:20]):
+        optimizer.zero_grad()
+        logits = oracle({"features": torch.from_numpy(X[rows])})
+        (loss_sum(oracle.loss_name, logits, y[rows]) / 20).backward()
+        optimizer.step()
+    made = run(name, TrainingPlan("device", 0.3, 4, 20)).update
+    np.testing.assert_allclose(made, oracle.update_vector() - start, atol=1e-6)
+
+
+@pytest.mark.parametrize("unit", ["record", "device"])
+def test_a_quick_run_leaves_out_the_loss_and_changes_nothing_else(unit):
+    plan = TrainingPlan(unit, 0.3, 3, 20, insecure_without_noise=True)
+    whole, (model, y) = run("binary", plan), TARGETS["binary"]
+    quick = train(fresh(model), {"features": X}, y, plan=plan, key=KEY, on_step=quiet, quick=True)
+    assert np.array_equal(quick.update, whole.update)
+    assert np.isnan(quick.loss)
+    assert not np.isnan(whole.loss)
+
+
 def test_private_training_learns_too():
     module = fresh(BINARY)
     first = run("binary", TrainingPlan("record", 0.5, 60, 30, 1.0, 0.5), module=module)

@@ -1,0 +1,128 @@
+"""What a fleet is measured against: plain training that converges, and a centre with Opacus' noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from aggregator import tasks
+from aggregator.errors import TaskRefused
+from aggregator.evaluation import Heldout, evaluate
+from aggregator.rehearsal.fleet import Population, VirtualDevice, VirtualFleet
+from aggregator.rehearsal.references import PlainPlan, alone, central, central_dp, centre_noise
+from aggregator.rehearsal.scores import score, score_own
+from aggregator.tasks import build_spec
+from edge_sdk.artifact.schema import Label, NumberField, Schema
+from edge_sdk.artifact.starter import tabular_classifier
+from edge_sdk.artifact.weights import read_vector
+from edge_sdk.privacy import accounting
+
+WIDTH, DEVICES = 4, 6
+TRUTH = np.array([1.0, -2.0, 0.5, 0.0])
+SCHEMA = Schema(tuple(NumberField(f"x{i}") for i in range(WIDTH)), Label("y", "binary", ("no", "yes")))
+LINEAR = tabular_classifier(SCHEMA, (), 0)
+
+
+def rows(seed, count):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(count, WIDTH)).astype(np.float32)
+    return x, (x @ TRUTH + rng.logistic(size=count) > 0).astype(np.float32)
+
+
+def population(count=40):
+    drawn = [rows(seed, count) for seed in range(DEVICES)]
+    return Population.of([VirtualDevice(f"d{i}", x, y, np.arange(count) // 2) for i, (x, y) in enumerate(drawn)])
+
+
+def spec(**given):
+    least = {"name": "reference", "unit": "customer", "placement": "shared", "n_min": DEVICES, "n_max": 9, "rounds": 20}
+    least |= {"target_epsilon": 8.0, "sample_rate": 0.5, "units_per_device": 20, "learning_rate": 2.0}
+    return build_spec(**(least | given))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", pytest.param("lbfgs", marks=pytest.mark.slow)])
+def test_the_centre_finds_the_minimum_that_newtons_method_finds(optimizer):
+    x, y = rows(0, 300)
+    plan = PlainPlan(optimizer, epochs=150, batch_size=300, learning_rate=0.05, weight_decay=0.01)
+    weights = read_vector(central(LINEAR, x, y, plan=plan, watched=0.0)).astype(np.float64)
+    wide, best = np.hstack([x, np.ones((300, 1))]), np.zeros(WIDTH + 1)
+    decay = 0.01 * np.diag([1.0] * WIDTH + [0.0])
+    for _ in range(20):
+        p = 1 / (1 + np.exp(-wide @ best))
+        curved = (wide * (p * (1 - p))[:, None]).T @ wide / 300 + decay
+        best -= np.linalg.solve(curved, wide.T @ (p - y) / 300 + decay @ best)
+    assert weights == pytest.approx(best, abs=0.02 if optimizer == "adam" else 1e-3)
+
+
+def test_watched_rows_end_training_before_it_learns_noise_by_heart():
+    """Labels that mean nothing: the best number of passes is next to none, and far less is learnt by heart."""
+    x, y = rows(1, 60)
+    y = np.random.default_rng(5).permutation(y)
+    model, held = tabular_classifier(SCHEMA, (64,), 0), np.arange(60) % 3 == 0
+    plan = PlainPlan(learning_rate=0.03, epochs=120, batch_size=20)
+    own = {watched is held: evaluate(central(model, x, y, plan=plan, watched=watched, refit=False),
+                                     Heldout("binary", {"features": x[~held]}, y[~held]))["log_loss"]
+           for watched in (0.0, held)}  # fmt: skip
+    assert own[False] < 0.3
+    assert own[True] > 0.5
+
+
+def test_each_device_alone_learns_from_its_own_rows_only():
+    two = Population.of([VirtualDevice(name, x, y) for name, (x, y) in
+                         {"right": rows(0, 400), "wrong": (rows(1, 400)[0], 1 - rows(1, 400)[1])}.items()])  # fmt: skip
+    models = dict(alone(LINEAR, two, plan=PlainPlan(epochs=20)))
+    x, y = rows(9, 500)
+    rights = [evaluate(models[place], Heldout("binary", {"features": x}, y))["auc"] for place in (0, 1)]
+    assert rights[0] > 0.8
+    assert rights[1] < 0.2
+    scored = score_own(models.items(), Heldout("binary", {"features": x}, y), np.arange(500) % 2, two.names)
+    assert scored.spread("auc") == [scored.by_device[name]["auc"] for name in ("wrong", "right")]
+    assert scored.mean("auc") == pytest.approx(0.5, abs=0.1)
+    one = score(models[0], Heldout("binary", {"features": x}, y), np.zeros(500, np.int64), two.names)
+    assert one.overall == one.by_device["right"]
+    assert one.mean("auc") == one.overall["auc"]
+
+
+def test_the_private_centre_without_noise_walks_with_the_fleet():
+    given = spec(target_epsilon=None, insecure_without_noise=True, sample_rate=1.0, max_grad_norm=0.4, rounds=5,
+                 server_optimizer="momentum")  # fmt: skip
+    people = population()
+    fleet = VirtualFleet(people, LINEAR, given)
+    fleet.run()
+    apart = read_vector(central_dp(LINEAR, people, given)) - read_vector(fleet.model)
+    assert np.abs(apart).max() < 0.01 * np.abs(read_vector(fleet.model)).max()
+
+
+def test_the_private_centre_adds_the_noise_of_its_epsilon_to_every_step():
+    given = spec(rounds=30, target_epsilon=3.0)
+    terms = tasks.settle(given, 5)
+    noise = centre_noise(given, terms)
+    # tests/privacy holds this accountant against Opacus' own.
+    spent = accounting.epsilon(accounting.subsampled_gaussian(0.5, noise, 30), 1e-5)
+    assert spent == pytest.approx(3.0, rel=1e-3)
+    # No gradient at all: each step moves every weight by noise times clip over the divisor, and nothing else.
+    still = Population.of([VirtualDevice(str(i), np.zeros((20, 400), np.float32), np.full(20, 0.5, np.float32),
+                                         np.arange(20)) for i in range(DEVICES)])  # fmt: skip
+    wide = tabular_classifier(Schema(tuple(NumberField(f"x{i}") for i in range(400)), SCHEMA.label), (), 0)
+    moved = read_vector(central_dp(wide, still, given))[:400]
+    divisor = DEVICES * terms.expected_batch
+    assert moved.std() == pytest.approx(noise * 2.0 / divisor * np.sqrt(30), rel=0.2)
+
+
+def test_a_private_centre_without_an_epsilon_is_refused():
+    given = spec(target_epsilon=None, noise_multiplier=2.0)
+    with pytest.raises(TaskRefused, match="needs an epsilon"):
+        central_dp(LINEAR, population(), given)
+
+
+def test_the_device_units_centre_is_trusted_with_the_noise():
+    given = spec(unit="device", steps=2, rounds=2, honest_share=0.5, target_epsilon=50.0, accept_little_signal=True)
+    people = population()
+    moved = [np.linalg.norm(read_vector(one) - read_vector(LINEAR)) for one in
+             (central_dp(LINEAR, people, given), _ran(VirtualFleet(people, LINEAR, given)).model)]  # fmt: skip
+    assert 0 < moved[0] < moved[1]
+
+
+def _ran(fleet):
+    fleet.run()
+    return fleet
