@@ -56,6 +56,11 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "insecure": "No noise is added to what is learnt. This is set for tests; it protects nobody.",
         "consent": "Only customers who agreed to notice {consent} or a later one are learnt from.",
         "consent_none": "This task does not ask customers for consent; withdrawing works all the same.",
+        "asked": "Some rounds ask for figures in place of learning: sums over the examples of many devices, under the"
+        " same mask and with noise added alike. Asked so far: {figures}.",
+        "asked_off": "Figures are not asked of this device: its owner has switched that off.",
+        "moments": "mean and spread of {of}", "histogram": "how {of} is distributed", "words": "shares of {of}",
+        "model": "how often the model is right", "label": "what turned out to be right",
         "off": "Training is switched off on this device: nothing is learnt from what is kept.",
         "withdraw": "How to withdraw: tell us, at this device, at any time. Your examples and their key are erased at"
         " once and nothing of you is learnt from then on; what waits to be sent and may contain it is dropped. What was"
@@ -89,6 +94,11 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "insecure": "学习结果没有加入噪声。这只用于测试，不保护任何人。",
         "consent": "只从同意了第 {consent} 版或更新版告知书的客户学习。",
         "consent_none": "该任务不征求客户同意；但撤回同样有效。",
+        "asked": "有些轮次不学习，而是询问统计数字：即多台设备全部记录的总和，同样加上掩码和噪声。"
+        "迄今询问过：{figures}。",
+        "asked_off": "本设备的所有者已关闭统计查询：本设备不回答。",
+        "moments": "{of}的平均值与离散程度", "histogram": "{of}的分布", "words": "{of}的占比",
+        "model": "模型的正确率", "label": "事后确认的正确结果",
         "off": "本设备已关闭训练：不会从所保存的内容中学习。",
         "withdraw": "如何撤回：随时在本设备上告诉我们即可。您的数据及其密钥立即删除，此后不再从中学习；"
         "等待发送且可能包含它的内容"
@@ -103,6 +113,7 @@ def notice(config: Config, task: str, language: str = "en") -> str:
     if language not in _WORDS:
         raise DisclosureError(f"there is no notice in {language!r}; choose from {', '.join(LANGUAGES)}")
     words = _WORDS[language]
+    offers, took_part = _offers(config, task)
     how = words["how"].format(
         days=f"{config.retention_days:g}", most=f"{config.max_examples:,}", mib=config.max_store_mib
     )
@@ -110,8 +121,11 @@ def notice(config: Config, task: str, language: str = "en") -> str:
         words["title"].format(task=task),
         _kept(config, task, words),
         how,
-        *_leaving(*_offers(config, task), config.max_epsilon, words),
+        *_leaving(offers, took_part, config.max_epsilon, words),
+        *_asked(offers if took_part else [], words),
     ]
+    if not config.analytics:
+        lines.append(words["asked_off"])
     if not config.training or (config.home / "training.off").exists():
         lines.append(words["off"])
     return "\n".join([*lines, words["withdraw"]])
@@ -153,6 +167,18 @@ def _leaving(offers: list[Offer], took_part: bool, budget: float, words: Mapping
     asked = words["consent" if consent else "consent_none"].format(consent=consent)
     before = [] if took_part else [words["not_yet"]]
     return [*before, leaves, *_protected(offers, budget, words), asked]
+
+
+def _asked(offers: Iterable[Offer], words: Mapping[str, str]) -> list[str]:
+    """What the queries that were answered asked for, each thing once."""
+    said = [
+        words[statistic.kind].format(of=statistic.field or words["label"])
+        for offer in offers
+        if offer.query is not None
+        for statistic in offer.query.statistics
+    ]
+    comma = "、" if words is _WORDS["zh"] else ", "
+    return [words["asked"].format(figures=comma.join(dict.fromkeys(said)))] if said else []
 
 
 def _may_collude(offer: Offer) -> tuple[int, int]:
@@ -228,14 +254,15 @@ def _offers(config: Config, task: str) -> tuple[list[Offer], bool]:
 def rounds_of(path: Path, tasks: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rounds of these tasks that this device uploaded for and that closed after the subject was first seen.
 
-    A subject is not named in a round: his examples may have been drawn for it or not.
+    A subject is not named in a round: his examples may have been drawn for it or not. Of a round that asked for figures
+    in place of learning `asked` says which, where its offer is still held.
     """
     if not path.exists():
         return []
     connection = sqlite3.connect(path, timeout=2.0)
     try:
         return [
-            {"task": held["task"], "round": number, "state": state}
+            {"task": held["task"], "round": number, "state": state, **_query_of(connection, held["task"], number)}
             for held in tasks
             for number, state in connection.execute(
                 "SELECT round, state FROM outbox WHERE task = ? AND closes_at >= ? ORDER BY round",
@@ -244,6 +271,16 @@ def rounds_of(path: Path, tasks: Iterable[Mapping[str, Any]]) -> list[dict[str, 
         ]
     finally:
         connection.close()
+
+
+def _query_of(connection: sqlite3.Connection, task: str, number: int) -> dict[str, Any]:
+    from edge_sdk.held_offers import HeldOffers
+
+    held = HeldOffers(connection).of_round(task, number)
+    if held is None or held.offer.query is None:
+        return {}
+    words, statistics = _WORDS["en"], held.offer.query.statistics
+    return {"asked": [words[each.kind].format(of=each.field or words["label"]) for each in statistics]}
 
 
 def plain(value: Any) -> Any:
