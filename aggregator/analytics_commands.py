@@ -33,6 +33,7 @@ from edge_sdk.protocol import topics
 
 LOOK_S: Final = 0.5
 WAIT_S: Final = 3600.0
+LISTED: Final = 4  # statistics of a question, in a list of questions
 Add = Callable[..., argparse.ArgumentParser]
 
 
@@ -206,7 +207,9 @@ def _list(chosen: argparse.Namespace) -> int:
         _say(json.dumps(plain))
         return 0
     for row in rows:
-        asks = ", ".join(f"{each.kind} {each.field or 'label'}" for each in row.question.query.statistics)
+        statistics = row.question.query.statistics
+        asks = ", ".join(f"{each.kind} {each.field or 'label'}" for each in statistics[:LISTED])
+        asks += f" and {len(statistics) - LISTED} more" if len(statistics) > LISTED else ""
         why = f" ({row.reason})" if row.reason else ""
         where = f"{row.id:4} {row.task:16} {row.status:7} round {row.number or '-':<4}"
         _say(f"{where} {row.question.query.name}: {asks}{why}")

@@ -10,6 +10,7 @@ from aggregator.config import ConfigError
 
 WIDTH: Final = 100
 BAR: Final = 24
+MOST_LISTED: Final = 24  # parts of a histogram; of more the quantiles alone are printed
 Answer = dict[str, Any]
 Row = tuple[str, dict[str, float | None]]
 
@@ -46,13 +47,14 @@ def title(figure: Answer) -> str:
     )
 
 
-def rows(figure: Answer) -> list[Row]:
-    """(what, estimate) of each line."""
+def rows(figure: Answer, *, every: bool = False) -> list[Row]:
+    """(what, estimate) of each line; `every`: all parts of a fine histogram too."""
     found: list[Row] = [("count", figure["count"])]
     single = ("mean", "deviation", "loss", "mae", "rmse", "accuracy", "auc", "score_minus_truth")
     found += [(name.replace("_", " "), figure[name]) for name in single if name in figure]
     if figure["kind"] == "histogram":
-        found += [(f"share {low:.6g} to {high:.6g}", share) for low, high, share in _parts(figure)]
+        if every or len(figure["shares"]) <= MOST_LISTED:
+            found += [(f"share {low:.6g} to {high:.6g}", share) for low, high, share in _parts(figure)]
         found += [(f"{each['at']:.0%} quantile", each) for each in figure["quantiles"]]
     for word in figure.get("words", []):
         found.append((f"share {word['word'] if word['word'] is not None else '(others)'}", word["share"]))
@@ -105,7 +107,7 @@ def written_plot(found: Answer, path: Path) -> None:
 
 
 def _panel(axis: Any, figure: Answer) -> None:
-    shown = [(name, each) for name, each in rows(figure) if name.startswith("share")]
+    shown = [(name, each) for name, each in rows(figure, every=True) if name.startswith("share")]
     if not shown:
         shown = [(name, each) for name, each in rows(figure) if name != "count"]
     known = [(name.removeprefix("share "), each) for name, each in shown if each["value"] is not None]

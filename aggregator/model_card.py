@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Final
 
 from aggregator import about, tasks
@@ -27,6 +28,7 @@ from edge_sdk.protocol.codec import PREFIX_BYTES, SIGNATURE_BYTES, unpack
 from edge_sdk.protocol.messages import Offer, PrivacyTerms
 
 FORMAT: Final = 1
+LOOKED_AT: Final = 200  # newest rounds, of which the last that trained says what the terms are
 OPENED: Final = ("averaged", "released")
 Card = dict[str, Any]
 LIMITS: Final = (
@@ -43,16 +45,22 @@ def offer_of(row: RoundRow) -> Offer:
     return unpack(row.frame[PREFIX_BYTES + SIGNATURE_BYTES :], Offer)
 
 
+def newest_offer(rows: Sequence[RoundRow]) -> Offer:
+    """Of at least one round: the newest that trained; where none did, the newest, which asked."""
+    offers = (offer_of(row) for row in reversed(rows))
+    return next((offer for offer in offers if offer.query is None), offer_of(rows[-1]))
+
+
 def promised(store: Store, spec: tasks.TaskSpec, model: bytes) -> PrivacyStatement | None:
     """What the ledger says of the task, by the terms of its newest offer; by its own where none was offered yet.
 
     None where no terms can be settled any more.
     """
-    spent, newest = Ledger(store.connection).model(spec.name), store.rounds(spec.name, last=1)
+    spent, newest = Ledger(store.connection).model(spec.name), store.rounds(spec.name, last=LOOKED_AT)
     rounds = spent.rounds if spent else 0
     terms: PrivacyTerms
     try:
-        terms = offer_of(newest[-1]).privacy if newest else tasks.settle(spec, int(read_vector(model).size))
+        terms = newest_offer(newest).privacy if newest else tasks.settle(spec, int(read_vector(model).size))
     except (ArtifactError, TaskRefused):
         return None
     return statement.charged(terms, spent.epsilon if spent else 0.0, rounds, spec.n_min)

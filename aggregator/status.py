@@ -16,6 +16,7 @@ from aggregator.fleet.registry import Registry
 from aggregator.home import Home
 from aggregator.ledger import Alarm, Ledger
 from aggregator.ledger_report import alarm_lines
+from aggregator.model_card import newest_offer
 from aggregator.server_round import said_why
 from aggregator.store import audit_log
 from aggregator.store.rows import RoundRow, TaskRow
@@ -24,8 +25,7 @@ from aggregator.store.store import Store
 from edge_sdk.artifact.errors import ArtifactError
 from edge_sdk.artifact.weights import read_vector
 from edge_sdk.privacy import statement
-from edge_sdk.protocol.codec import PREFIX_BYTES, SIGNATURE_BYTES, unpack
-from edge_sdk.protocol.messages import Offer, PrivacyTerms
+from edge_sdk.protocol.messages import PrivacyTerms
 
 Status = dict[str, Any]
 ROUNDS_SHOWN = 200
@@ -90,7 +90,7 @@ def _task(home: Path, store: Store, row: TaskRow, now: float) -> Status:
 def _terms(home: Path, spec: tasks.TaskSpec, row: TaskRow, rounds: list[RoundRow]) -> tuple[PrivacyTerms | None, int]:
     """The terms in force and the update's length: as last offered, else as the task would be offered."""
     if rounds:
-        offer = unpack(rounds[-1].frame[PREFIX_BYTES + SIGNATURE_BYTES :], Offer)
+        offer = newest_offer(rounds)
         return offer.privacy, offer.length
     try:
         length = read_vector(Home(home).checkpoint_file(row.checkpoint).read_bytes()).size
@@ -135,6 +135,7 @@ def _round(store: Store, row: RoundRow, metric: float | None) -> Status:
         "devices_in": len(uploads),
         "devices": [upload.device for upload in uploads],
         "metric": metric,
+        "query": row.stats.get("query"),
         "refused": row.stats.get("refused", {}),
         "groups": row.stats.get("groups", []),
         "upload_bytes": row.stats.get("upload_bytes_each"),

@@ -154,7 +154,7 @@ def _device_ledgers(store: Store, spec: tasks.TaskSpec, rounds: list[RoundRow]) 
     epsilons = [accounting.epsilon(spend, spec.delta) for spend in spends]
     at_limit = 0
     if budget is not None and rounds:
-        offer = model_card.offer_of(rounds[-1])
+        offer = model_card.newest_offer(rounds)
         another = cost(offer.privacy, offer.length)
         after = [accounting.epsilon(accounting.compose([spend, another]), spec.delta) for spend in spends]
         at_limit = sum(not at_most(epsilon, budget) for epsilon in after)
@@ -175,6 +175,7 @@ def _rounds(store: Store, spec: tasks.TaskSpec, rounds: list[RoundRow]) -> Facts
     return {
         "offered": len(rounds),
         "opened": len(model_card.opened(store, spec.name)),
+        "questions": sum(model_card.offer_of(row).query is not None for row in rounds),
         "aborted": sum(aborted.values()),
         "aborted_why": dict(aborted),
         "wanted": spec.rounds,
@@ -263,7 +264,7 @@ def _protections(spec: tasks.TaskSpec, rounds: list[RoundRow]) -> Facts:
         "honest_share": spec.honest_share,
     }
     if rounds:
-        offer = model_card.offer_of(rounds[-1])
+        offer = model_card.newest_offer(rounds)
         facts["placement"] = offer.privacy.placement
         facts["committee"] = len(offer.secagg.committee)
         facts["noise_multiplier"] = offer.privacy.noise_multiplier

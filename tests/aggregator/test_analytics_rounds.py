@@ -8,12 +8,12 @@ import msgspec
 import numpy as np
 import pytest
 from asked_fleet import CUSTOMERS, AskedFleet
-from small_fleet import SmallFleet
+from small_fleet import SmallFleet, first_model
 
 from aggregator.analytics import Question, Questions, settle
 from aggregator.errors import TaskRefused
 from aggregator.ledger import Ledger
-from aggregator.model_card import offer_of
+from aggregator.model_card import offer_of, promised
 from aggregator.store import audit_log
 from aggregator.tasks import build_spec, parse_spec
 from edge_sdk.privacy import charges
@@ -98,6 +98,10 @@ def test_a_question_is_a_round_of_its_task_and_no_step_of_training(tmp_path):
     again = answer(fleet, ask(fleet, epsilon=0.5))  # when its training is over
     assert again["round"] == 4
     assert store.task("churn").status == "done"
+    # What is said of the model is by the terms it was trained under, with all that the task has spent.
+    said = promised(store, parse_spec(store.task("churn").spec), first_model())
+    assert (said.rounds, said.epsilon) == (4, pytest.approx(Ledger(store.connection).epsilon("churn")))
+    assert "drawn into a step with probability 0.1" in said.assumptions[0]
     kinds = [hashlog.read(row.entry).kind for row in audit_log.rows(store.connection)]
     assert [kinds.count(kind) for kind in ("query-queued", "query-answered", "sum-opened")] == [2, 2, 2]
 
