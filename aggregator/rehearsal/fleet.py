@@ -82,7 +82,8 @@ class VirtualFleet:
     ) -> None:
         """`min_examples`: a device with fewer units, or too few for one to be drawn a step, stays out, as real ones do.
 
-        `fast`: pooled sums, for shared noise of records or customers in one group without masks. Raises TaskRefused.
+        `fast`: pooled sums, for shared noise of records or customers without masks or robust averages; else ignored.
+        Raises TaskRefused.
         """
         self.population = devices if isinstance(devices, Population) else Population.of(devices)
         self.model, self.spec, self.figures = model, spec, list[Figures]()
@@ -110,7 +111,7 @@ class VirtualFleet:
 
     def _may_pool(self, fast: bool, masks: bool) -> bool:
         of_sums = self.terms.placement == "shared" and self.terms.unit != "device"
-        return fast and of_sums and not masks and self.spec.groups == 1
+        return fast and of_sums and not masks and self.spec.robust == "mean"
 
     def run(self, rounds: int | None = None, on_round: Callable[[Figures], None] | None = None) -> list[Figures]:
         """So many more rounds (not given: all that the task has left); their figures.
@@ -150,7 +151,7 @@ class VirtualFleet:
 
     def _cohort(self, number: int) -> Whole:
         """Who takes part: everybody who can, or as many at random as the round takes."""
-        most = self.spec.buffer or self.spec.n_max * self.spec.groups
+        most = self.spec.buffer or self.spec.n_max
         if len(self._able) <= most:
             return self._able
         return np.sort(self._seeds.generator("cohort", number).choice(self._able, most, replace=False))
