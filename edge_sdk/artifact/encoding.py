@@ -25,7 +25,7 @@ from edge_sdk.artifact.fields import (
     TextField,
 )
 from edge_sdk.artifact.text import bucket, hash_all
-from edge_sdk.artifact.values import absent, finite, shown
+from edge_sdk.artifact.values import absent, finite, plain_numbers, shown
 
 Array = npt.NDArray[Any]
 Records = Sequence[Mapping[str, Any]]
@@ -88,12 +88,18 @@ def listed(name: str, value: Any, index: int, what: str) -> list[Any]:
 
 
 def _fill_numbers(columns: Array, field: NumberField, values: Sequence[Any]) -> None:
-    what = f"{field.name!r} must be {expected(field)}"
-    gone = np.array([field.missing and absent(value) for value in values], bool)
-    numbers = np.array(
-        [0.0 if gone[index] else finite(value, f"record {index}: {what}") for index, value in enumerate(values)],
-        np.float64,
-    )
+    found = plain_numbers(values)
+    if found is None or (not field.missing and np.isnan(found).any()):
+        what = f"{field.name!r} must be {expected(field)}"
+        found = np.array(
+            [
+                np.nan if field.missing and absent(value) else finite(value, f"record {index}: {what}")
+                for index, value in enumerate(values)
+            ],
+            np.float64,
+        )
+    gone = np.isnan(found)
+    numbers = np.where(gone, 0.0, found)
     columns[:, 0] = np.where(gone, 0.0, standardise(transform(numbers, field.log), field.mean, field.scale))
     if field.missing:
         columns[:, 1] = gone

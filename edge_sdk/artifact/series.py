@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edge_sdk.artifact.errors import RecordError
 from edge_sdk.artifact.fields import CALENDAR_WIDTH, Calendar, SeriesField
-from edge_sdk.artifact.values import absent, finite, shown
+from edge_sdk.artifact.values import absent, finite, plain_numbers, shown
 
 YEAR_DAYS: Final = 365.25
 _SMALLEST_SPREAD: Final = 1e-6
@@ -64,15 +64,17 @@ def levels(field: SeriesField, known: Floats) -> Floats:
     return np.column_stack([base, np.where(highest > lowest, np.maximum(deviation, _SMALLEST_SPREAD), 1.0)])
 
 
-def known_values(field: SeriesField, value: Any, index: int) -> list[float]:
-    """The values of one window, NaN where missing. Raises RecordError."""
+def known_values(field: SeriesField, value: Any, index: int) -> Floats:
+    """The values of one window [at most window], NaN where missing. Raises RecordError."""
+    if type(value) is list and len(value) <= field.window and (plain := plain_numbers(value)) is not None:
+        return plain
     what = f"record {index}: {field.name!r} must be a list of at most {field.window} numbers or None, oldest first"
     listed = value.tolist() if isinstance(value, np.ndarray) else value
     if not isinstance(listed, list | tuple):
         raise RecordError("wrong-type", f"{what}, not {shown(value)}")
     if len(listed) > field.window:
         raise RecordError("too-long", f"{what}, not {len(listed)} of them")
-    return [math.nan if absent(each) else finite(each, what) for each in listed]
+    return np.array([math.nan if absent(each) else finite(each, what) for each in listed], np.float64)
 
 
 def calendar(field: SeriesField, records: Sequence[Mapping[str, Any]]) -> Floats:

@@ -42,7 +42,7 @@ def tabular_classifier(schema: Schema, hidden: Sequence[int], seed: int) -> byte
         bound = 0.0 if layer == len(hidden) else np.sqrt(6.0 / columns)
         weights[f"layer{layer}.weight"] = ((rng.random((rows, columns)) * 2 - 1) * bound).astype(np.float32)
         weights[f"layer{layer}.bias"] = np.zeros(rows, np.float32)
-    return _serialise(schema, _layers(len(hidden)), weights, trainable=list(weights))
+    return serialise(schema, _layers(len(hidden)), weights, trainable=list(weights))
 
 
 def linear_classifier(schema: Schema) -> bytes:
@@ -66,7 +66,7 @@ def fourier_classifier(schema: Schema, width: int, bandwidth: float, seed: int) 
         "head.weight": np.zeros((schema.label.outputs, width), np.float32),
         "head.bias": np.zeros(schema.label.outputs, np.float32),
     }
-    return _serialise(schema, _fourier_nodes(), weights, trainable=["head.weight", "head.bias"])
+    return serialise(schema, _fourier_nodes(), weights, trainable=["head.weight", "head.bias"])
 
 
 def _layers(last: int) -> list[Any]:
@@ -74,33 +74,39 @@ def _layers(last: int) -> list[Any]:
     for layer in range(last + 1):
         name = f"layer{layer}"
         summed = OUTPUT if layer == last else f"{name}.sum"
-        nodes.append(_gemm(value, f"{name}.weight", f"{name}.bias", summed))
+        nodes.append(gemm(value, f"{name}.weight", f"{name}.bias", summed))
         if layer < last:
             value = f"{name}.out"
-            nodes.append(_node("Relu", [summed], value))
+            nodes.append(node("Relu", [summed], value))
     return nodes
 
 
 def _fourier_nodes() -> list[Any]:
     return [
-        _gemm("features", "features.weight", "features.phase", "features.angle"),
-        _node("Cos", ["features.angle"], "features.cosine"),
-        _node("Mul", ["features.cosine", "features.scale"], "features.out"),
-        _gemm("features.out", "head.weight", "head.bias", OUTPUT),
+        gemm("features", "features.weight", "features.phase", "features.angle"),
+        node("Cos", ["features.angle"], "features.cosine"),
+        node("Mul", ["features.cosine", "features.scale"], "features.out"),
+        gemm("features.out", "head.weight", "head.bias", OUTPUT),
     ]
 
 
-def _gemm(value: str, weight: str, bias: str, output: str) -> Any:
-    return _node("Gemm", [value, weight, bias], output, transB=1)
+def gemm(value: str, weight: str, bias: str, output: str) -> Any:
+    """A node for `output` = `value` weight^T + bias; no bias where its name is ""."""
+    return node("Gemm", [name for name in (value, weight, bias) if name], output, transB=1)
 
 
-def _node(operation: str, inputs: list[str], output: str, **attributes: Any) -> Any:
+def node(operation: str, inputs: list[str], output: str, **attributes: Any) -> Any:
+    """An ONNX node with one output, named like it."""
     from onnx import helper
 
     return helper.make_node(operation, inputs, [output], name=output, **attributes)
 
 
-def _serialise(schema: Schema, nodes: list[Any], weights: dict[str, Any], trainable: list[str]) -> bytes:
+def serialise(schema: Schema, nodes: list[Any], weights: dict[str, Any], trainable: list[str]) -> bytes:
+    """A checked model of `nodes`, from "features" to "logits". `weights`: arrays by name; `trainable`: those to learn.
+
+    Raises UnsafeModel.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     graph = helper.make_graph(

@@ -108,11 +108,25 @@ def _char_grams(texts: list[str], sizes: Sequence[int]) -> Iterator[tuple[Array,
     for size in range(1, max(sizes, default=0) + 1):
         if size > 1:  # number of the first size - 1 characters, then of the last
             numbers = numbers[: len(letters) - size + 1] * len(alphabet) + letters[size - 1 :]
-        _, at, numbers = np.unique(numbers, return_index=True, return_inverse=True)
+        numbers, count = _numbered(numbers, max(len(letters), 1))
         if size in sizes:
+            at = np.zeros(count, np.int64)
+            at[numbers] = np.arange(len(numbers))  # one place of each
             digests = np.array([_digest(joined[start : start + size]) for start in at.tolist()], np.uint64)
             whole = rows[: len(numbers)] == rows[len(rows) - len(numbers) :]
             yield _terms(rows[: len(numbers)][whole], numbers[whole], digests)
+
+
+def _numbered(keys: Array, size: int) -> tuple[Array, int]:
+    """Each key's place among the distinct ones, in order, and how many there are: by a table where that is small."""
+    span = int(keys.max()) + 1 if len(keys) else 0
+    if span > 8 * size:
+        distinct, places = np.unique(keys, return_inverse=True)
+        return places, len(distinct)
+    there = np.zeros(span, bool)
+    there[keys] = True
+    numbers = np.cumsum(there, dtype=np.int64) - 1
+    return numbers[keys], int(numbers[-1]) + 1 if span else 0
 
 
 def _word_grams(texts: list[str], sizes: Sequence[int]) -> Iterator[tuple[Array, Array, Array]]:

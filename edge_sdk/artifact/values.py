@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_sdk.artifact.errors import RecordError
 
 _LONGEST_SHOWN: Final = 60
+_PLAIN: Final = frozenset((float, int, type(None)))
+
+Floats = npt.NDArray[np.float64]
 
 
 def absent(value: Any) -> bool:
     """None, or a float that is not a number."""
     return value is None or (isinstance(value, float | np.floating) and bool(np.isnan(value)))
+
+
+def plain_numbers(values: Sequence[Any]) -> Floats | None:
+    """float64, NaN for None, where all are Python's own floats, integers and None: a fast way for most columns.
+
+    None for other values and for infinity, which are then looked at one by one.
+    """
+    if not set(map(type, values)) <= _PLAIN:
+        return None
+    try:
+        numbers = np.array(values, np.float64)
+    except OverflowError:
+        return None
+    return None if np.isinf(numbers).any() else numbers
 
 
 def finite(value: Any, what: str) -> float:

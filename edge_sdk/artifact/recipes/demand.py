@@ -16,7 +16,7 @@ import numpy as np
 from edge_sdk.artifact.errors import SchemaError
 from edge_sdk.artifact.fields import Calendar
 from edge_sdk.artifact.schema import CategoryField, Field, Label, Schema, SeriesField, check_schema, column_spans
-from edge_sdk.artifact.starter import OUTPUT, _gemm, _node, _serialise
+from edge_sdk.artifact.starter import OUTPUT, gemm, node, serialise
 
 WEEK: Final = 7
 SEASONS: Final = 4
@@ -95,7 +95,7 @@ def model(schema: Schema, seed: int, *, season: int = WEEK, hidden: int = HIDDEN
         weights["head.weight"] = np.zeros((outputs, hidden), np.float32)
         weights["head.bias"] = np.zeros(outputs, np.float32)
     trained = [name for name in weights if name.split(".")[0] in {"linear", "layer", "head"}]
-    return _serialise(schema, _nodes(bends=hidden > 0), weights, trained)
+    return serialise(schema, _nodes(bends=hidden > 0), weights, trained)
 
 
 def _seasonal(schema: Schema, season: int) -> Any:
@@ -113,16 +113,16 @@ def _seasonal(schema: Schema, season: int) -> Any:
 def _nodes(*, bends: bool) -> list[Any]:
     learnt = "linear.out"
     nodes = [
-        _node("Clip", ["features", "reach.low", "reach.high"], "inputs"),
-        _gemm("inputs", "season.weight", "season.bias", "season.out"),
-        _gemm("inputs", "linear.weight", "linear.bias", "linear.out"),
+        node("Clip", ["features", "reach.low", "reach.high"], "inputs"),
+        gemm("inputs", "season.weight", "season.bias", "season.out"),
+        gemm("inputs", "linear.weight", "linear.bias", "linear.out"),
     ]
     if bends:
         learnt = "learnt"
         nodes += [
-            _gemm("inputs", "layer.weight", "layer.bias", "layer.sum"),
-            _node("Relu", ["layer.sum"], "layer.out"),
-            _gemm("layer.out", "head.weight", "head.bias", "head.out"),
-            _node("Add", ["linear.out", "head.out"], learnt),
+            gemm("inputs", "layer.weight", "layer.bias", "layer.sum"),
+            node("Relu", ["layer.sum"], "layer.out"),
+            gemm("layer.out", "head.weight", "head.bias", "head.out"),
+            node("Add", ["linear.out", "head.out"], learnt),
         ]
-    return [*nodes, _node("Add", ["season.out", learnt], OUTPUT)]
+    return [*nodes, node("Add", ["season.out", learnt], OUTPUT)]
