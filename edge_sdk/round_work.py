@@ -25,6 +25,7 @@ from edge_sdk.device_round import OwnKeys
 from edge_sdk.examples_store import Example, ExamplesStore
 from edge_sdk.held_offers import HeldOffers
 from edge_sdk.journal import Journal
+from edge_sdk.kept_updates import KeptUpdates
 from edge_sdk.outbox import Outbox, seal_upload
 from edge_sdk.privacy import accounting, statement
 from edge_sdk.privacy.charges import spend
@@ -107,6 +108,7 @@ class RoundWork:
         self._fetch, self._train, self._locked_graph = fetch, train, locked_graph
         self._held = HeldOffers(connection)
         self._ledger = Ledger(connection)
+        self._kept = KeptUpdates(config.home)
 
     def judge(self, frame: bytes, offer: Offer, now: int) -> None:
         """Check what binds a committee member too, then keep the offer. Raises RemoteProtocolError, BlobError.
@@ -147,9 +149,16 @@ class RoundWork:
             raise OfferRefused(f"the roster does not hold: {error}", reason="roster") from error
         return blob, verified
 
-    def take_part(self, frame: bytes, offer: Offer, cancelled: Callable[[], bool]) -> int:
+    def take_part(
+        self,
+        frame: bytes,
+        offer: Offer,
+        cancelled: Callable[[], bool],
+        superseded: Callable[[], bool] = lambda: False,
+    ) -> int:
         """Train, protect and release one upload; returns its size in bytes.
 
+        `superseded()`: a later round of the task is open, so this one is over: what was trained is kept for that one.
         Raises OfferRefused (final), NotNow (ask again), BlobError, TrainingFailed, OtaError, OSError (disk full).
         """
         digest = codec.offer_hash(frame)
@@ -157,12 +166,19 @@ class RoundWork:
         erasures = self._examples.erasures(offer.task)
         examples = self._consented(offer)
         self._check_affordable(offer, examples)
-        model = self._model(offer)
 
         def void() -> bool:
             return self._examples.erasures(offer.task) != erasures
 
-        values = self._worked(offer, model, examples, lambda: cancelled() or void())
+        _check_newest(offer, superseded)
+        values = self._kept.find(offer, erasures) if offer.query is None else None
+        if values is None:
+            values = self._worked(offer, self._model(offer), examples, lambda: cancelled() or void())
+            if superseded():
+                self._set_aside(offer, values, erasures)
+        _check_newest(offer, superseded)
+        if offer.query is None:
+            self._kept.forget(offer.task)  # before it leaves: a crash costs the work, never a second release
         plaintext = self._masked(offer, digest, values)
         upload = seal_upload(
             plaintext,
@@ -177,6 +193,14 @@ class RoundWork:
         )
         Outbox.commit(self._db, self._config.home / "outbox", upload, lambda: self._release(offer, digest, void()))
         return len(plaintext)
+
+    def _set_aside(self, offer: Offer, update: npt.NDArray[np.float32], erasures: int) -> None:
+        """Keep a trained update, unless it holds what was erased while it trained."""
+        if offer.query is not None:
+            return
+        self._kept.keep(offer, update, erasures)
+        if self._examples.erasures(offer.task) != erasures:
+            self._kept.forget(offer.task)
 
     def _consented(self, offer: Offer) -> list[Example]:
         """Examples that this offer may learn from (SPEC 6.7). Raises NotNow "consent" where that leaves too few."""
@@ -300,8 +324,8 @@ class RoundWork:
             values = answer(offer, model, schema, fitting, subject_numbers(fitting), entropy=self._device.entropy)
         except QueryRefused as error:
             raise OfferRefused(str(error), reason="query") from error
-        kinds = [statistic.kind for statistic in offer.query.statistics]
-        self._note("answered", offer, query=offer.query.name, statistics=[str(kind) for kind in kinds])
+        kinds = dict.fromkeys(str(statistic.kind) for statistic in offer.query.statistics)
+        self._note("asked", offer, query=offer.query.name, statistics=[*kinds])
         return values
 
     def _trained(
@@ -349,6 +373,11 @@ class RoundWork:
             entropy=entropy,
         )
         return upload.encode()
+
+
+def _check_newest(offer: Offer, superseded: Callable[[], bool]) -> None:
+    if superseded():
+        raise NotNow(f"round {offer.round} of {offer.task} is over, a later one is open", reason="superseded")
 
 
 def subject_numbers(examples: Sequence[Example]) -> npt.NDArray[np.int64]:

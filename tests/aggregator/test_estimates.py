@@ -76,6 +76,8 @@ def all_estimates(found: list[dict]) -> list[tuple[dict, float]]:
         *zip(parts["shares"], shares, strict=True), (words["words"][1]["share"], GOLD.mean()),
         (model["accuracy"], ((SCORE > 0.5) == TRUE).mean()),
         (model["auc"], auc(np.floor(SCORE * 20), TRUE.astype(int))),
+        (model["loss"], np.minimum(-np.log(np.where(TRUE, SCORE, 1 - SCORE)), 4.0).mean()),
+        (model["score_minus_truth"], ((np.floor(SCORE * 20) + 0.5) / 20).mean() - TRUE.mean()),
     ]  # fmt: skip
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from edge_sdk.analytics import contributions, layout
 from edge_sdk.analytics.contributions import Asked, Records
 from edge_sdk.artifact.schema import CategoryField, Label, NumberField, Schema, SequenceField, SeriesField
+from edge_sdk.protocol import codec
 from edge_sdk.protocol.messages import Query, Statistic
 
 SCHEMA = Schema(
@@ -122,6 +125,13 @@ def test_a_unit_adds_the_mean_of_its_records_however_many_they_are(units):
     expected = sum(rows[a:b].mean(axis=0) for a, b in pairwise(bounds))
     given_ = contributions.total(asked(query), Records(fields, [None] * len(fields), bounds))
     np.testing.assert_allclose(given_, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_reach_of_each_statistic_is_what_the_specification_says():
+    spec = (Path(codec.__file__).parent / "SPEC.md").read_text(encoding="utf-8").split("### 7.9")[1].split("## 8.")[0]
+    stated = dict(re.findall(r"^\| (moments|histogram|words|model) \|.*\| (\S+) \|$", spec, re.M))
+    numbers = {kind: math.sqrt(3) if reach == "sqrt(3)" else float(reach) for kind, reach in stated.items()}
+    assert numbers == layout.REACH
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_an_answer_is_released_and_charged_by_its_own_terms_and_nothing_is_train
     assert bench.trace() == (1, 1, 1)
     assert Ledger(bench.db).spent(TASK, unit) == pytest.approx(spend(offer.privacy, offer.length))
     entries = [hashlog.read(row.entry) for row in journal_rows(bench.db)]
-    assert [entry.kind for entry in entries] == ["answered", "upload"]
+    assert [entry.kind for entry in entries] == ["asked", "upload"]
     assert entries[0].data == {"query": "kpis", "statistics": ["moments", "words", "model"]}
 
 
