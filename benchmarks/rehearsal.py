@@ -70,8 +70,8 @@ def measure(way: str, devices: int, records: int, unit: str) -> dict[str, Any]:
     plain = plain_seconds(people)
     schema = Schema(tuple(NumberField(f"x{i}") for i in range(WIDTH)), Label("y", "binary", ("no", "yes")))
     spec = build_spec(
-        name="rehearsal", unit=unit, placement="shared", profile="P32", rounds=10,
-        n_min=min(devices, COHORT), n_max=COHORT, target_epsilon=8.0, sample_rate=1.0, units_per_device=records, steps=1, accept_little_signal=True,
+        name="rehearsal", unit=unit, placement="shared", profile="P32", rounds=10, n_min=min(devices, COHORT),
+        n_max=COHORT, target_epsilon=8.0, sample_rate=1.0, units_per_device=records, steps=1, accept_little_signal=True,
     )  # fmt: skip
     began = time.process_time()
     fleet = VirtualFleet(

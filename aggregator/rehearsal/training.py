@@ -52,6 +52,8 @@ class Training:
             pooled_sums(self._module, population, terms) if pooled and unsupported_layer(self._module) is None else None
         )
         self._checked = False
+        self._loaded: Vector | None = None
+        self._of_sums = terms.placement == "shared" and terms.unit != "device"
         if self._sums is not None:
             self._check(read_vector(model))
 
@@ -68,7 +70,10 @@ class Training:
     def update(self, place: int, weights: Vector, key: bytes) -> Vector:
         """What the device at `place` would hand to protection, float32 [d]. Raises TrainingFailed."""
         device = self._population.device(place)
-        self._module.load_vector(weights)
+        # A sum of gradients leaves the module's weights as they are.
+        if self._loaded is not weights:
+            self._module.load_vector(weights)
+        self._loaded = weights if self._of_sums else None
         result = train(
             self._module,
             {"features": device.features},
@@ -85,6 +90,7 @@ class Training:
     def pooled_update(self, cohort: Whole, weights: Vector, key: bytes) -> Vector:
         """What the updates of these devices add up to, float32 [d]; needs `pooled`. Raises TrainingFailed."""
         assert self._sums is not None, "the caller asks for `pooled` first"
+        self._loaded = None
         here = np.zeros(len(self._population), np.bool_)
         here[cohort] = True
         terms = self._terms
