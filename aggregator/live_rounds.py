@@ -79,6 +79,8 @@ class LiveRounds:
             n_min=n_min,
             groups=settled,
             fewest=grouping.fewest,
+            buffer=0 if terms.offer.query else spec.buffer,
+            yields_at=terms.offer.issued_at + spec.window_s,
             n_max=terms.offer.secagg.n_max,
             closes_at=terms.offer.closes_at,
             invited=frozenset(terms.roster),

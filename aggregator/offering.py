@@ -34,6 +34,7 @@ from edge_sdk.protocol.secagg.ring import profile
 
 BEACON_BYTES: Final = 32
 PATIENCE_S: Final = 86_400  # so long changed keys wait for open rounds to end before further rounds wait for them
+BUFFERED_S: Final = 5 * 86_400  # a buffered round ends after so long, while the roster it was offered under holds
 DRAWS: Final = 32  # round keys tried for a number of groups before fewer are
 REKEY_S: Final = 3600  # changed keys wait this long after the last roster; a device that comes or goes does not
 
@@ -68,6 +69,11 @@ class Offering:
         self._rekey_since = None
         return self._registry.issue_roster(self._roster_key, now=now, beacon=lambda: self._entropy(BEACON_BYTES))
 
+    def members_changed(self) -> bool:
+        """Do devices wait for a roster that names them, or is one named that is gone?"""
+        current = self._registry.signed_roster()
+        return current is not None and _members(current.entries) != _members(self._registry.entries())
+
     def _meanwhile(
         self, current: SignedRoster, wanted: tuple[RosterEntry, ...], now: float, until: float
     ) -> SignedRoster:
@@ -96,7 +102,8 @@ class Offering:
         With a `question` the round asks that in place of training, of one group, by terms of its own.
         """
         spec = self._releases.spec(task)
-        roster = self.roster(now, now + spec.window_s + spec.opening_s, may_issue=may_issue)
+        window_s = BUFFERED_S if spec.buffer and question is None else spec.window_s
+        roster = self.roster(now, now + window_s + spec.opening_s, may_issue=may_issue)
         needed = spec.n_min * (1 if question else tasks.fewest_groups(spec))
         cohort.check_fleet(roster.entries, needed, spec.stewards)
         here = live & {entry.device for entry in roster.entries}
@@ -114,7 +121,7 @@ class Offering:
             task=task.name,
             round=number,
             issued_at=int(now),
-            closes_at=int(now) + spec.window_s,
+            closes_at=int(now) + window_s,
             models=tuple(map(bytes.fromhex, self._releases.lineage(task, spec.accept_models))),
             model_bytes=len(model),
             graph_digest=graph_digest(model),

@@ -103,7 +103,7 @@ def _squares(optimizer: Optimizer, before: Floats, now: Floats) -> Floats:
 
 def _decayed(optimizer: Optimizer, done: int) -> float:
     """1 in the first round; falls towards 0, which the round after the last would have."""
-    over = min(1.0, done / optimizer.rounds)
+    over = min(1.0, done / max(1, optimizer.rounds))
     if optimizer.decay == "linear":
         return 1.0 - over
     return (1 + math.cos(math.pi * over)) / 2 if optimizer.decay == "cosine" else 1.0

@@ -106,6 +106,7 @@ class Rounds:
         self._openings = Openings(store, ingest)
         self._live = LiveRounds(store=store, registry=registry, releases=releases, clock=clock, phase_hook=phase_hook)
         self._open = self._live.by_task
+        self._roster_due = self._was_due = False  # a task waits for a roster that open rounds hold up
         self.messages = RoundMessages(
             self._live, store=store, ingest=ingest, ledger=self.ledger, openings=self._openings, clock=clock
         )
@@ -131,6 +132,7 @@ class Rounds:
     def tick(self, now: float, live: frozenset[str]) -> None:
         """Let time pass: retries, windows, notices, and the next round of each task that has none."""
         active = {device.device for device in self._registry.active()}
+        self._was_due, self._roster_due = self._roster_due, False
         acts = [partial(self._tick, round_, now, live, active) for round_ in self._open.values()]
         asked = self._questions.tasks()
         due = [task for task in self._store.tasks() if now >= task.not_before and _goes_on(task, asked)]
@@ -147,13 +149,20 @@ class Rounds:
             self._settle(live)
         for device in live.state.invited - active - live.state.accepted - live.state.declined:
             self._live.step(live, Declined(device))
-        self._live.step(live, Tick(int(now), devices))
+        self._live.step(live, Tick(int(now), devices, self._waited_for(live, now)))
         self._settle(live)
         if live.state.phase in TAKING and now - live.offered_at >= OFFER_S:
             self._publish_offer(live, now)
         if live.state.phase is Phase.OPENING and now - live.notified_at >= NOTICE_S:
             self._send_notices(live, now)
         self._live.say_why(live, devices)
+
+    def _waited_for(self, live: LiveRound, now: float) -> bool:
+        """Does a round that has no end of its own keep something waiting?"""
+        if not live.state.buffer or now < live.state.yields_at:
+            return False
+        asked = self._questions.next(live.state.task) is not None
+        return asked or self._was_due or self._offering.members_changed()
 
     def _begin(self, task: TaskRow, now: float, devices: frozenset[str]) -> None:
         spec = self._releases.spec(task)
@@ -171,6 +180,7 @@ class Rounds:
             )
             self.ledger.check_budget(task.name, offer.privacy, offer.length, tasks.budget(spec), offer.secagg.n_min)
         except TaskRefused as error:
+            self._roster_due = self._roster_due or error.reason == "roster-due"
             if row is not None and error.reason in ("spent", "question"):
                 self._questions.refuse(row, f"{error}; {error.hint}", now)
             elif error.reason == "spent":

@@ -59,7 +59,8 @@ class Round:
 
     `n_min`: uploads that a group needs; `groups`: device -> its group; `fewest`: groups that must fill; `last_try`: the
     opening ends with the next sum. `buffer`: the round closes at so many uploads, whoever is live (0: it does not), and
-    gives way to a due roster from `yields_at` on; `granted`: who announced an upload; `full_at`: when `buffer` was met.
+    ends from `yields_at` on where something waits for it; `granted`: who announced an upload; `full_at`: since when
+    there are enough.
     """
 
     task: str
@@ -123,11 +124,11 @@ class Declined:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time passed. `live` names the devices heard from lately. `roster_due`: devices or other rounds wait for a roster."""
+    """Time passed. `live`: the devices heard from lately; `waited_for`: a roster or a question waits for the end."""
 
     now: int
     live: frozenset[str]
-    roster_due: bool = False
+    waited_for: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,8 +267,8 @@ def _tick_taking(state: Round, event: Tick) -> Step:
 
 def _tick_buffered(state: Round, event: Tick, *, enough: bool) -> Step:
     """Devices come and go: who is live at this moment does not end the round."""
-    if event.roster_due and event.now >= state.yields_at:
-        return _close(state, "roster-due") if enough else _abort(state, "roster-due")
+    if event.waited_for and event.now >= state.yields_at:
+        return _close(state, "waited-for") if enough else _abort(state, "waited-for")
     out = state.invited - state.accepted - state.declined
     if not enough or (out and len(state.accepted) < state.buffer):
         return state, ()

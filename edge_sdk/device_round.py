@@ -183,6 +183,9 @@ def check_privacy(offer: Offer, policy: Policy) -> None:
         raise OfferRefused("the offer adds no noise and this device does not allow that", reason="privacy")
     if too_little_noise(terms):
         raise OfferRefused(f"a noise multiplier of {terms.noise_multiplier:g} protects nobody", reason="privacy")
+    if terms.weight_bound and terms.unit != "device" and not terms.insecure_without_noise:
+        what = f"an update weighted by examples would betray their number, which the {terms.unit} unit hides"
+        raise OfferRefused(what, reason="privacy")
     if terms.delta > policy.max_delta:
         raise OfferRefused(f"delta {terms.delta:g} is above this device's {policy.max_delta:g}", reason="privacy")
 

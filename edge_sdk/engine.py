@@ -285,9 +285,12 @@ class Engine:
 
     def _settle_withdrawals(self, talk: Conversation) -> None:
         """Uploads that may hold what was erased do not leave, even where the erasing process died, or was another."""
+        from edge_sdk.kept_updates import KeptUpdates
+
         if self._recorder is not None:
             for task, erasures in self._recorder.examples.owed().items():
                 talk.withdraw(task)
+                KeptUpdates(self.config.home).forget(task)
                 self._recorder.examples.settled(task, erasures)
         if not self.may_learn() and talk.outbox.pending():
             talk.withdraw(None)
@@ -362,6 +365,12 @@ class Engine:
             self._offers[digest] = OpenOffer(frame, offer, self.around.tick())
             self.hinted(offer.task)
 
+    def later_round(self, offer: Offer) -> Offer | None:
+        """The newest open offer of the same task, where it is of a later round. From any thread."""
+        of_task = [entry.offer for entry in list(self._offers.values()) if entry.offer.task == offer.task]
+        newest = max(of_task, key=lambda each: each.round, default=offer)
+        return newest if newest.round > offer.round else None
+
     def hinted(self, task: str) -> None:
         if task in self._updates or len(self._updates) < MAX_TASKS:
             self._updates[task] = self.around.tick()
@@ -412,7 +421,8 @@ class Engine:
                 self._updates[task] = tick + self.config.update_check_s
                 self._worker.put(lambda task=task: self._worker.update(task))  # type: ignore[misc] # binds this task
         for digest, entry in list(self._offers.items()):
-            if now >= entry.offer.closes_at:
+            # An aggregator is done with a round before it offers the next one of the task.
+            if now >= entry.offer.closes_at or self.later_round(entry.offer) is not None:
                 if not entry.working:
                     del self._offers[digest]
             elif not entry.working and not entry.final and tick >= entry.try_at:

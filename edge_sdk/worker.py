@@ -174,7 +174,8 @@ class Worker:
             self._rounds.judge(entry.frame, offer, self._engine.now())
             self._engine.on_loop(lambda: self._engine.talk().judged(offer, self._engine.around.clock()))
             self._may_train()
-            size = self._rounds.take_part(entry.frame, offer, lambda: self._must_stop(offer))
+            over = lambda: self._engine.later_round(offer) is not None  # noqa: E731 - one line
+            size = self._rounds.take_part(entry.frame, offer, lambda: self._must_stop(offer), over)
         except OfferRefused as error:
             if error.reason != "round":  # not above the last upload: this device has done its part
                 self._refuse(offer.task, offer.round, "offer-refused", error.reason, error)
@@ -205,6 +206,9 @@ class Worker:
         """Closing, too late, or the app objects and goes on to. A moment's veto costs no training: it runs niced."""
         if self._engine.stopping.is_set() or self._engine.now() >= offer.closes_at:
             return True
+        later = self._engine.later_round(offer)
+        if later is not None and offer.models[0] not in later.models:
+            return True  # nobody takes it any more
         tick, self._engine.live.objection = self._engine.around.tick(), self._objection()
         if not self._engine.live.objection:
             self._objected_at = tick

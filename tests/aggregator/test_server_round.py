@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def with_uploads(*devices: str) -> Round:
 
 
 def test_the_transitions_are_those_of_the_specification():
-    section = SPEC.read_text().split("### 7.6", 1)[1].split("\n## ", 1)[0]
+    section = SPEC.read_text().split("### 7.6", 1)[1].split("\n### ", 1)[0]
     rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")][2:]
     stated = {(Phase(a.strip()), Phase(row[1].strip())) for row in rows for a in row[0].split(",")}
     assert stated == TRANSITIONS
@@ -192,3 +193,43 @@ def test_no_group_grows_beyond_n_max():
 def test_what_counts_at_the_end_is_how_many_groups_are_full():
     assert run(Tick(1000, frozenset()), state=in_two_groups("d0", "d2", "d4")).phase is Phase.ABORTED
     assert run(Tick(1000, frozenset()), state=in_two_groups("d0", "d2", "d1", "d3", n_max=9)).phase is Phase.CLOSED
+
+
+def buffered(*devices: str, buffer: int = 4, **changes) -> Round:
+    """A round that closes at so many uploads, with some in."""
+    state = replace(fresh(), buffer=buffer, yields_at=500, **changes)
+    return run(*[e for d in devices for e in (Granted(d), Accepted(d))], state=state)
+
+
+EVERYBODY = frozenset(DEVICES)
+
+
+def test_a_buffered_round_waits_for_its_uploads_whoever_is_live():
+    assert run(Tick(900, frozenset()), state=buffered("d0", "d1", "d2")).phase is Phase.COLLECTING
+    assert run(Tick(1, EVERYBODY), state=buffered("d0", "d1", "d2", "d3")).reason == "buffer"
+    assert run(Tick(1, frozenset()), state=buffered("d0", "d1", "d2", n_min=5, buffer=3)).phase is Phase.COLLECTING
+
+
+def test_a_full_buffered_round_waits_a_minute_for_uploads_that_were_announced():
+    state = run(Granted("d4"), Granted("d5"), state=buffered("d0", "d1", "d2", "d3"))
+    waiting = run(Tick(10, EVERYBODY), Tick(69, EVERYBODY), state=state)
+    assert waiting.phase is Phase.COLLECTING
+    assert run(Tick(70, EVERYBODY), state=waiting).phase is Phase.CLOSED
+    assert run(Tick(11, EVERYBODY - {"d4", "d5"}), state=waiting).phase is Phase.CLOSED
+    assert run(Accepted("d4"), Declined("d5"), Tick(11, EVERYBODY), state=waiting).phase is Phase.CLOSED
+    assert run(Accepted("d4"), Accepted("d5"), state=waiting).reason == "n-max"
+
+
+def test_a_buffered_round_ends_when_nobody_is_left_and_with_its_days():
+    left = [Declined(device) for device in DEVICES[3:]]
+    assert run(*left, Tick(1, frozenset()), state=buffered("d0", "d1", "d2")).reason == "all-in"
+    assert run(Tick(1000, EVERYBODY), state=buffered("d0", "d1", "d2")).reason == "deadline"
+    assert run(Tick(1000, EVERYBODY), state=buffered("d0", "d1")).phase is Phase.ABORTED
+
+
+def test_a_buffered_round_gives_way_after_its_window_to_what_waits_for_it():
+    three = buffered("d0", "d1", "d2")
+    assert run(Tick(499, EVERYBODY, True), state=three).phase is Phase.COLLECTING
+    assert run(Tick(500, EVERYBODY, True), state=three).phase is Phase.CLOSED
+    assert run(Tick(500, EVERYBODY, True), state=buffered("d0")).reason == "waited-for"
+    assert run(Tick(500, EVERYBODY, True), state=with_uploads("d0", "d1", "d2")).phase is Phase.COLLECTING

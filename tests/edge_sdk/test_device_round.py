@@ -102,6 +102,7 @@ REFUSED = [
     ({"round_key": ROUND_KEY[:1184] + bytes(32)}, "round-key"),
     ({"noise_multiplier": 0.0}, "privacy"),
     ({"noise_multiplier": 0.049}, "privacy"),
+    ({"unit": "record", "placement": "local", "honest": 1, "weight_bound": 9}, "privacy"),
     ({"insecure_without_noise": True}, "privacy"),
     ({"delta": 0.01}, "privacy"),
     ({"committee": tuple(f"kiosk-{i}" for i in range(5))}, "committee"),

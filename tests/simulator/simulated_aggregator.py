@@ -88,7 +88,7 @@ class Offering:
         self._rosters = RealOffering(registry, None, AUTHORITY_KEY, entropy)  # type: ignore[arg-type]  # no releases here
 
     def offer(
-        self, task: TaskRow, number: int, now: float, live: frozenset[str], *, may_issue: bool
+        self, task: TaskRow, number: int, now: float, live: frozenset[str], *, may_issue: bool, question: None = None
     ) -> tuple[Offer, bytes, SignedRoster]:
         roster = self._rosters.roster(now, now + self._spec.window_s + self._spec.opening_s, may_issue=may_issue)
         cohort.check_fleet(roster.entries, self._spec.n_min, self._spec.stewards)

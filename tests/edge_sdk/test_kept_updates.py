@@ -1,0 +1,130 @@
+"""An update whose round was over is kept, leaves once, and only for an offer that takes it (SPEC 7.6.1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fleet_of_eight import TASK
+from msgspec.structs import replace
+from test_round_work import LENGTH, Bench
+
+from edge_sdk.kept_updates import KeptUpdates
+from edge_sdk.protocol.messages import Offer
+from edge_sdk.round_work import NotNow
+
+OTHER, ERASED = bytes([9] * 32), 3
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def late(bench: Bench, offer: Offer) -> None:
+    """The device trains for an offer, and a later round is open when it is done."""
+    frame, over = bench.fleet.frame(offer), iter([False, True, True])
+    bench.work.judge(frame, offer, offer.issued_at)
+    with pytest.raises(NotNow) as not_now:
+        bench.work.take_part(frame, offer, lambda: False, lambda: next(over))
+    assert not_now.value.reason == "superseded"
+
+
+def kept_files(bench: Bench) -> list[Path]:
+    return [path for path in bench.home.glob("kept/**/*") if path.is_file()]
+
+
+def test_a_late_update_leaves_with_the_next_offer_that_lists_its_model_and_is_charged_once(bench):
+    first = bench.fleet.offer(1)
+    late(bench, first)
+    assert bench.trace() == (0, 0, 0), "nothing has left, nothing is charged"
+    (file,) = kept_files(bench)
+    assert file.stat().st_mode & 0o777 == 0o600
+    second = replace(bench.fleet.offer(2), models=(OTHER, *first.models))
+    bench.take_part(second)
+    assert len(bench.given) == 1, "it was trained once"
+    assert bench.trace() == (1, 1, 1)
+    assert not kept_files(bench)
+    bench.take_part(bench.fleet.offer(3))
+    assert len(bench.given) == 2, "it left once: for a third round it is trained again"
+
+
+def test_a_round_that_is_over_before_training_begins_is_not_trained_for(bench):
+    offer = bench.fleet.offer(1)
+    frame = bench.fleet.frame(offer)
+    bench.work.judge(frame, offer, offer.issued_at)
+    with pytest.raises(NotNow):
+        bench.work.take_part(frame, offer, lambda: False, lambda: True)
+    assert not bench.given
+    assert not kept_files(bench)
+
+
+def test_what_was_trained_on_somebody_erased_since_is_deleted_and_trained_anew(bench):
+    bench.record(20, customers=2)
+    late(bench, bench.fleet.offer(1))
+    bench.examples.forget("customer 1")
+    bench.take_part(bench.fleet.offer(2))
+    assert len(bench.given) == 2
+    assert len(bench.given[1].labels) == len(bench.given[0].labels) - 10
+    assert not kept_files(bench)
+
+
+def test_somebody_erased_while_it_trains_is_not_kept_either(bench):
+    bench.record(20, customers=2)
+    train = bench.train
+
+    def erased_meanwhile(given, cancelled):
+        result = train(given, cancelled)
+        bench.examples.forget("customer 1")
+        return result
+
+    bench.work._train = erased_meanwhile
+    late(bench, bench.fleet.offer(1))
+    assert not kept_files(bench)
+
+
+@pytest.mark.parametrize("place", [0, 1, 3, 15])
+def test_an_update_counts_less_the_staler_its_model_is(tmp_path, bench, place):
+    offer, kept = bench.fleet.offer(1), KeptUpdates(tmp_path)
+    kept.keep(offer, bench.update, ERASED)
+    newer = tuple(bytes([100 + i] * 32) for i in range(place))
+    found = kept.find(replace(offer, models=(*newer, *offer.models)), ERASED)
+    np.testing.assert_allclose(found, bench.update / (1 + place) ** 0.5, rtol=1e-6)
+    assert len(found) == LENGTH
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"models": (OTHER,)},
+        {"graph_digest": OTHER},
+        {"length": LENGTH + 1},
+        {"consent": 5},
+        {"privacy": {"noise_multiplier": 9.0}},
+        {"privacy": {"steps": 77}},
+    ],
+)
+def test_an_offer_that_does_not_take_it_ends_it(tmp_path, bench, changes):
+    offer, kept = bench.fleet.offer(1), KeptUpdates(tmp_path)
+    kept.keep(offer, bench.update, ERASED)
+    changes = {name: replace(offer.privacy, **value) if name == "privacy" else value for name, value in changes.items()}
+    assert kept.find(replace(offer, **changes), ERASED) is None
+    assert kept.find(offer, ERASED) is None
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_an_erasure_and_a_spoiled_file_end_it_and_other_tasks_stay(tmp_path, bench):
+    offer, kept = bench.fleet.offer(1), KeptUpdates(tmp_path)
+    other = replace(offer, task="other-task")
+    for each in (offer, other):
+        kept.keep(each, bench.update, ERASED)
+    assert kept.find(offer, ERASED + 1) is None
+    assert kept.find(offer, ERASED) is None
+    assert kept.find(other, ERASED) is not None
+    file = tmp_path / "kept" / "other-task.update"
+    file.write_bytes(file.read_bytes()[:-3])
+    (tmp_path / "kept" / ".other-task.update.77.part").write_bytes(b"half")
+    assert kept.find(other, ERASED) is None
+    assert not list((tmp_path / "kept").iterdir())
+    assert kept.find(replace(offer, task=TASK), ERASED) is None
