@@ -18,7 +18,7 @@ from edge_sdk.protocol.errors import LocalProtocolError
 from edge_sdk.protocol.secagg.keystream import Keystream
 
 _TAIL_BITS: Final = 60
-_LARGEST_INDEX_BITS: Final = 16
+_LARGEST_INDEX_BITS: Final = 18  # a table of 4 MiB, made in 0.2 s; each part of a split variance costs a pass
 _SLAB: Final = 1 << 13
 
 
@@ -39,7 +39,7 @@ class SkellamSampler:
     One 64-bit word of a keystream is one draw: its low b bits choose a cell, the others are compared with the cell's
     threshold. Total-variation distance to Skellam: the tail cut off is below 2^-60 (Bernstein), each probability is
     rounded to a multiple of 2^-64, so it is below 2^-60 + 2^(b-64): 2^-51 at sigma 126 (b = 12). A variance whose
-    table would need more than 16 bits (sigma above 3,500) is split into equal parts, drawn and added; the distances
+    table would need more than 18 bits (sigma above 14,000) is split into equal parts, drawn and added; the distances
     add up too.
     """
 
