@@ -174,9 +174,10 @@ def _add_tasks(commands: Any) -> None:
 
     add_options(create)
     add_options(plan)
-    describe = _add(actions, "describe", _task_describe, "state anew what only a person can say of a task")
+    describe = _add(actions, "describe", _task_describe, "show a task's settings, or state anew what people say of it")
     describe.add_argument("name", metavar="NAME")
-    describe.add_argument("--about", required=True, metavar="FILE", help="JSON, see docs/evidence.md")
+    describe.add_argument("--about", metavar="FILE", help="put these statements in place: JSON, see docs/evidence.md")
+    describe.add_argument("--json", action="store_true", help="the settings as a file for `task create --spec`")
     listed = _add(actions, "list", _task_list, "every task and how far it is")
     listed.add_argument("--json", action="store_true")
     stop = _add(actions, "stop", _task_stop, "no further rounds; the one that runs is finished")
@@ -379,10 +380,24 @@ def _task_describe(chosen: argparse.Namespace) -> int:
     from aggregator.tasks import describe_task
 
     home, config = _opened(chosen)
+    if not chosen.about:
+        print(_described(home, config, chosen))
+        return 0
     with recorded(home, config) as (store, _):
         left = describe_task(store, chosen.name, read_about(Path(chosen.about)), now=time.time())
     print(f"task {chosen.name} is described anew" + (f"; not stated: {', '.join(left)}" if left else ""))
     return 0
+
+
+def _described(home: Path, config: Config, chosen: argparse.Namespace) -> str:
+    from aggregator.task_options import described
+    from aggregator.tasks import parse_spec
+
+    with status.opened(home, config) as (store, _):
+        task = store.task(chosen.name)
+    if task is None:
+        raise ConfigError(f"there is no task {chosen.name!r}", "see `aggregator task list`")
+    return task.spec.decode() if chosen.json else "\n".join(described(parse_spec(task.spec)))
 
 
 def _task_stop(chosen: argparse.Namespace) -> int:

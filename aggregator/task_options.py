@@ -130,6 +130,20 @@ def _read_spec(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the task file {path}: {error}", hint) from error
 
 
+def described(spec: tasks.TaskSpec) -> list[str]:
+    """Every setting of a task but what people say of it, one a line; a * where it is not the default."""
+    fields = msgspec.structs.fields(spec)
+    shown = [field for field in fields if field.name != "about"]
+    values = [(field.name, getattr(spec, field.name), field.default) for field in shown]
+    return [f"{'*' if value != default else ' '} {name}: {_word(value)}" for name, value, default in values]
+
+
+def _word(value: object) -> str:
+    if value is None:
+        return "not given"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def plan(chosen: argparse.Namespace) -> dict[str, Any]:
     """What `create` would settle, and the same wish for every other unit and placement. Writes and signs nothing.
 

@@ -218,3 +218,20 @@ def test_a_field_of_the_task_file_that_nobody_knows_is_named(home: Path, tmp_pat
     (tmp_path / "t.json").write_text('{"colour": "red"}')
     error, _ = refusal(capsys, create("t", "--model", model_file(tmp_path), "--spec", tmp_path / "t.json"))
     assert "colour" in error
+
+
+def test_a_task_is_shown_with_what_differs_from_the_defaults_and_its_json_makes_another(home, tmp_path, capsys) -> None:
+    model = model_file(tmp_path)
+    assert create("one", "--model", model, "--unit", "device", "--server-optimizer", "adam", "--buffer", 7) == 0
+    capsys.readouterr()
+    assert cli.main(["task", "describe", "one"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {"* server_optimizer: adam", "* buffer: 7", "  server_momentum: 0.9", "  clip: not given"} <= set(lines)
+    assert cli.main(["task", "describe", "one", "--json"]) == 0
+    (tmp_path / "one.json").write_text(capsys.readouterr().out)
+    assert cli.main(["task", "create", "two", "--model", str(model), "--spec", str(tmp_path / "one.json")]) == 0
+    capsys.readouterr()
+    assert cli.main(["task", "describe", "two"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == lines[1:]
+    error, _ = refusal(capsys, cli.main(["task", "describe", "none"]))
+    assert "no task 'none'" in error
