@@ -7,6 +7,7 @@ charges that are multiples of minutes, and the column that says which client hol
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,9 +52,10 @@ def churn_mlc(folder: Path) -> Dataset:
         baseline_words="logistic regression, central; gradient boosting reaches 0.9321",
         settings=_settings(
             51, 3977,
-            no_privacy={**bent, "max_grad_norm": 8.0, "learning_rate": 0.5},
-            eps8={**bent, "max_grad_norm": 2.0, "learning_rate": 0.5},
-            eps3={**bent, "max_grad_norm": 2.0, "learning_rate": 0.5},
+            no_privacy={**bent, "max_grad_norm": 8.0, "learning_rate": 1.0},
+            private={**bent, "max_grad_norm": 2.0, "learning_rate": 0.5},
+            eps8_local={"learning_rate": 0.25},
+            eps3_local={"rounds": 100},
         ),
     )  # fmt: skip
 
@@ -69,7 +71,7 @@ def churn_telco(folder: Path, client: str = "client") -> Dataset:
         number("TotalCharges", train.TotalCharges.tolist(), log=True, missing=True),
     ]
     schema = churn.schema(numbers, _vocabularies(train, words))
-    same = {"max_grad_norm": 4.0, "learning_rate": 0.25}
+    same = {"max_grad_norm": 4.0, "learning_rate": 0.5}
     return _dataset(
         "churn_telco" if client == "client" else f"churn_telco_{client}",
         _rows(table, schema, "Churn", client),
@@ -77,7 +79,7 @@ def churn_telco(folder: Path, client: str = "client") -> Dataset:
         churn.model,
         baseline=0.8538,
         baseline_words="logistic regression, central; gradient boosting reaches 0.8565",
-        settings=_settings(table[client].nunique(), len(train), no_privacy=same, eps8=same, eps3=same),
+        settings=_settings(table[client].nunique(), len(train), no_privacy=same, private=same),
     )
 
 
@@ -95,7 +97,7 @@ def churn_online_retail(folder: Path) -> Dataset:
         churn.model,
         baseline=0.7741,
         baseline_words="logistic regression, central; gradient boosting reaches 0.7555",
-        settings=_settings(10, len(train), no_privacy=same, eps8=same, eps3=same),
+        settings=_settings(10, len(train), no_privacy=same, private=same),
     )
 
 
@@ -132,25 +134,32 @@ def _settings(
     rows: int,
     *,
     no_privacy: Mapping[str, Any],
-    eps8: Mapping[str, Any],
-    eps3: Mapping[str, Any],
+    private: Mapping[str, Any],
+    **others: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """What all settings of a set share: one step a round over every record, and all its clients in every sum."""
+    """What all settings of a set share: one step a round over every record, and all its clients in every sum.
+
+    `others`: what a setting, by its name, has of its own.
+    """
     fleet = {
-        **{key: churn.TASK[key] for key in ("rounds", "sample_rate", "server_optimizer", "profile", "metric", "delta")},
+        **{
+            key: churn.TASK[key]
+            for key in ("rounds", "sample_rate", "server_optimizer", "server_decay", "profile", "metric", "delta")
+        },
         "unit": "record",
         "n_min": clients,
         "units_per_device": round(rows / clients),
     }
-    local = {"placement": "local", "steps": 1, "accept_little_signal": True}
-    shared = {"placement": "shared"}
-    return {
-        "no_privacy": {**fleet, **shared, **no_privacy, "insecure_without_noise": True},
-        "eps8_shared": {**fleet, **shared, **eps8, "target_epsilon": 8.0},
-        "eps8_local": {**fleet, **local, **eps8, "target_epsilon": 8.0},
-        "eps3_shared": {**fleet, **shared, **eps3, "target_epsilon": 3.0},
-        "eps3_local": {**fleet, **local, **eps3, "target_epsilon": 3.0},
+    placed: dict[str, dict[str, Any]] = {
+        "shared": {"placement": "shared"},
+        "local": {"placement": "local", "steps": 1, "accept_little_signal": True},
     }
+    made = {"no_privacy": {**fleet, **placed["shared"], **no_privacy, "insecure_without_noise": True}}
+    for epsilon, placement in product((8, 3), placed):
+        name = f"eps{epsilon}_{placement}"
+        own = others.get(name, {})
+        made[name] = {**fleet, **placed[placement], **private, **own, "target_epsilon": float(epsilon)}
+    return made
 
 
 def _dataset(

@@ -7,7 +7,7 @@ was chosen, or the test rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Final
@@ -111,10 +111,10 @@ class Bench:
         return self._figures(outputs)
 
     def _figures(self, outputs: Outputs) -> dict[str, float]:
-        known, clients = np.isfinite(outputs).all(axis=1), np.array(self.scored.clients)
-        own = [known & np.equal(clients, client) for client in sorted(set(clients[known]))]
-        each = [self._metric(outputs, rows) for rows in own]
-        return {"": self._metric(outputs, known) or float("nan"), "by_client": _mean(each)}
+        known = np.array(np.isfinite(outputs).all(axis=1), np.bool_)
+        each = [self._metric(outputs, rows) for rows in _of_clients(self.scored.clients, known)]
+        whole = self._metric(outputs, known)
+        return {"": float("nan") if whole is None else whole, "by_client": _mean(each)}
 
     def _metric(self, outputs: Outputs, rows: npt.NDArray[np.bool_]) -> float | None:
         """None where these rows do not give it: an AUC needs both classes."""
@@ -140,6 +140,15 @@ def population(dataset: Dataset, rows: Rows) -> Population:
 def _by_client(rows: Rows, places: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """`places` in the order in which `population` puts the rows."""
     return places[np.argsort(np.array(rows.clients), kind="stable")]
+
+
+def _of_clients(clients: Sequence[str], known: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.bool_]]:
+    """Each client's known rows, bool [B], where it has any."""
+    places = np.unique(np.array(clients), return_inverse=True)[1]
+    for place in range(places.max() + 1):
+        rows = np.logical_and(places == place, known)
+        if rows.any():
+            yield rows
 
 
 def _some(whole: Heldout, rows: npt.NDArray[np.bool_]) -> Heldout:

@@ -31,7 +31,7 @@ _SAME: Final = {
 def satisfaction_sfo(folder: Path) -> Dataset:
     """Seven boarding areas of 516 to 3,228 answers, 12,007 of them for training."""
     table = pd.read_csv(folder / "satisfaction_sfo" / "survey.csv.gz")
-    codes = {name: sorted({_code(value) for value in table[name]} - {None}) for name in _CODES}
+    codes = {name: sorted({str(int(value)) for value in table[name].dropna()}) for name in _CODES}
     schema = satisfaction.schema(_RATINGS, codes)
     train, test = (_rows(table[table.split == split]) for split in ("train", "test"))
     local = {"placement": "local", "steps": 1, "accept_little_signal": True}

@@ -30,6 +30,7 @@ TASK: Final[dict[str, Any]] = {
     "max_grad_norm": 4.0,
     "learning_rate": 0.1,
     "server_optimizer": "momentum",
+    "server_decay": "linear",
     "metric": "auc",
     "release_every": 25,
     "profile": "P32",
