@@ -74,7 +74,7 @@ class Bench:
         if setting not in self.dataset.settings:
             return None
         if (name, seed) not in self._fleets:
-            model, spec = self.dataset.first_model(setting, seed), self._spec(setting)
+            model, spec = self.dataset.first_model(setting, seed), self.spec(setting)
             fleet = VirtualFleet(self.population, model, spec, seed=seed, fast=spec.placement == "shared")
             fleet.run()
             self._fleets[name, seed] = fleet.model
@@ -84,7 +84,7 @@ class Bench:
         if setting not in self.dataset.settings:
             return None
         model = self.dataset.first_model(setting, seed)
-        return self._of(central_dp(model, self.population, self._spec(setting), seed=seed))
+        return self._of(central_dp(model, self.population, self.spec(setting), seed=seed))
 
     def _personalised(self, seed: int) -> dict[str, float] | None:
         """`personalise(model, population, seed=...)` gives (place, model) as `references.alone` does."""
@@ -93,7 +93,8 @@ class Bench:
         personalise: Callable[..., Iterable[tuple[int, bytes]]] = import_module(PERSONAL).personalise
         return self._of_own(personalise(self._fleets["fleet", seed], self.population, seed=seed))
 
-    def _spec(self, setting: str) -> tasks.TaskSpec:
+    def spec(self, setting: str) -> tasks.TaskSpec:
+        """The task of one of the set's settings."""
         name = f"{self.dataset.name}-{setting}".replace("_", "-")
         return tasks.build_spec(**{"name": name, "unit": self.dataset.unit, **self.dataset.settings[setting]})
 
