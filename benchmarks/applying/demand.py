@@ -25,6 +25,7 @@ from edge_sdk.artifact.schema import Schema
 WINDOW: Final = 28
 HALF_HOURS: Final = "30min"
 MOST_BUSINESS_DAYS: Final = 23  # of a month
+LOCAL_CLIP: Final = 20.0  # of a change of the weights with its noise, which is several times longer than the change
 # Federal holidays on which most offices work.
 MINOR: Final = ("Martin Luther King", "Washington", "Columbus", "Veterans")
 MINOR_DAYS: Final = ("minor_holiday", *demand.DAYS)
@@ -51,7 +52,7 @@ def _stations(folder: Path) -> Dataset:
     return _dataset(
         "demand_cta_stations",
         table,
-        schema=demand.schema(calendar=("weekday", "yearday"), days=MINOR_DAYS),
+        schema=demand.schema(calendar=("weekday", "yearday"), days=MINOR_DAYS, spread=0.2),
         model=partial(demand.model, hidden=64),
         validate_from="2015-08-17",
         baseline=0.0598,
@@ -83,20 +84,20 @@ SETS: Final[Mapping[str, Callable[[Path], Dataset]]] = {
 
 
 def _settings(name: str, *, clients: int, units: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """One step a round over all days of all sites, in all settings. `units`: the most days of one site."""
-    every = demand.TASK | {
-        "name": name,
-        "n_min": max(3, clients),
-        "n_max": max(3, clients),
-        "units_per_device": units,
-        "rounds": rounds,
-    }
+    """One step a round over all days of all sites, in all settings. `units`: the most days of one site.
+
+    Half as many steps under local noise and at epsilon 3, where each step costs more noise than it brings.
+    """
+    fleet = {"name": name, "n_min": max(3, clients), "n_max": max(3, clients), "units_per_device": units}
+    every = demand.TASK | fleet | {"rounds": rounds}
     open_task = {key: value for key, value in every.items() if key != "target_epsilon"}
-    open_task |= {"insecure_without_noise": True, "max_grad_norm": 20.0}
-    return {"no_privacy": open_task} | {
-        f"eps{epsilon:g}_{placement}": every | {"target_epsilon": epsilon, "placement": placement}
-        for epsilon in (8.0, 3.0)
-        for placement in ("shared", "local")
+    local = {"placement": "local", "rounds": rounds // 2, "steps": 1, "clip": LOCAL_CLIP}
+    return {
+        "no_privacy": open_task | {"insecure_without_noise": True, "max_grad_norm": 20.0},
+        "eps8_shared": every,
+        "eps3_shared": every | {"target_epsilon": 3.0, "rounds": rounds // 2},
+        "eps8_local": every | local,
+        "eps3_local": every | local | {"target_epsilon": 3.0},
     }
 
 

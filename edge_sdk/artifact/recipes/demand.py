@@ -23,6 +23,8 @@ SEASONS: Final = 4
 HIDDEN: Final = 32
 # A closed site's zero lies nine units of log below its level: without a reach it would outweigh months of days.
 REACH: Final = 2.5
+# Of the usual bound of first weights: small ones keep gradients short, so that less noise hides them.
+SHARE: Final = 0.3
 DAYS: Final = ("holiday", "before_holiday", "after_holiday", "ordinary")
 
 # A round is one step over all records of all devices. The clip is above the length of nine gradients in ten: a lower
@@ -40,7 +42,7 @@ TASK: Final[dict[str, Any]] = {
     "learning_rate": 1.0,
     "server_optimizer": "adam",
     "server_learning_rate": 0.02,
-    "server_tau": 1e-4,
+    "server_tau": 1e-5,
     "server_decay": "linear",
     "metric": "wape",
     "release_every": 25,
@@ -75,7 +77,7 @@ def model(schema: Schema, seed: int, *, season: int = WEEK, hidden: int = HIDDEN
     """ONNX bytes: logits = seasonal mean + linear(x) + head(relu(layer(x))), x the features within +-2.5.
 
     `season`: values after which the series repeats (five for a centre that is open five days a week). `hidden`: width
-    of the layer, 0 for none; its weights are uniform in +-sqrt(6 / F), all other trained weights zero. Raises
+    of the layer, 0 for none; its weights are uniform in +-0.3 sqrt(6 / F), all other trained weights zero. Raises
     SchemaError.
     """
     check_schema(schema)
@@ -90,7 +92,7 @@ def model(schema: Schema, seed: int, *, season: int = WEEK, hidden: int = HIDDEN
     }
     if hidden:
         drawn = np.random.default_rng(seed).random((hidden, width)) * 2 - 1
-        weights["layer.weight"] = (drawn * np.sqrt(6.0 / width)).astype(np.float32)
+        weights["layer.weight"] = (drawn * SHARE * np.sqrt(6.0 / width)).astype(np.float32)
         weights["layer.bias"] = np.zeros(hidden, np.float32)
         weights["head.weight"] = np.zeros((outputs, hidden), np.float32)
         weights["head.bias"] = np.zeros(outputs, np.float32)
