@@ -64,6 +64,7 @@ def _dataset(
     table = table.assign(answer=answers)
     learned, asked = table[table.split == "train"], table[table.split == "test"]
     train = texts.rows(learned, learned.answer)
+    length = (schema.width + 1) * schema.label.outputs
     return Dataset(
         name=name,
         application="satisfaction",
@@ -77,7 +78,9 @@ def _dataset(
         baseline=baseline,
         baseline_words="logistic regression on TF-IDF, central",
         unit="record",
-        settings=texts.settings(satisfaction_text.TASK, train, no_privacy=no_privacy, eps8=eps8, eps3=eps3),
+        settings=texts.settings(
+            satisfaction_text.TASK, train, length=length, no_privacy=no_privacy, eps8=eps8, eps3=eps3
+        ),
     )
 
 

@@ -116,6 +116,7 @@ def _dataset(
     learned, asked = table[table.split == "train"], table[table.split == "test"]
     schema = service.schema(sorted(set(learned.label)), language=language)
     train: Rows = texts.rows(learned, learned.label, subject)
+    length = (schema.width + 1) * schema.label.outputs
     unit: Unit = "customer" if subject else "record"
     return Dataset(
         name=name,
@@ -130,7 +131,9 @@ def _dataset(
         baseline=baseline,
         baseline_words="logistic regression on TF-IDF, central",
         unit=unit,
-        settings=texts.settings(service.TASK, train, unit=unit, no_privacy=no_privacy, eps8=eps8, eps3=eps3),
+        settings=texts.settings(
+            service.TASK, train, length=length, unit=unit, no_privacy=no_privacy, eps8=eps8, eps3=eps3
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -16,6 +17,7 @@ _SHARED: Final = (
     "delta", "rounds", "sample_rate", "max_grad_norm", "learning_rate", "server_optimizer", "server_learning_rate",
     "metric", "profile",
 )  # fmt: skip
+_MOST_NOISE: Final = 13.0  # above the noise multiplier of every setting here
 
 
 def rows(table: Table, answers: Sequence[str], subject: str = "") -> Rows:
@@ -40,12 +42,17 @@ def settings(
     task: Mapping[str, Any],
     train: Rows,
     *,
+    length: int,
     unit: str = "record",
     no_privacy: Mapping[str, Any],
     eps8: Mapping[str, Any],
     eps3: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """The recipe's task with the cohort and divisor of these rows. A device's largest honest sum is never cut."""
+    """The recipe's task with the cohort and divisor of these rows, for a model of `length` weights.
+
+    Clips are so wide that no device's sum, or step with its noise, is ever cut. The local placement has the noise of
+    one device where the shared has that of all, so it takes the rates of epsilon 3 at epsilon 8, and half of them at 3.
+    """
     clients = np.unique(np.array(train.clients), return_inverse=True)[1]
     owners = clients
     if unit == "customer" and train.subjects is not None:
@@ -58,12 +65,24 @@ def settings(
         "n_max": len(units),
         "units_per_device": max(1, round(float(units.mean()))),
     }
-    shared = {"placement": "shared", "clip": 1.1 * float(units.max())}
-    local = {"placement": "local", "steps": 1, "accept_little_signal": True}
+
+    def local(own: Mapping[str, Any]) -> dict[str, Any]:
+        clip = own.get("max_grad_norm", task["max_grad_norm"])
+        longest = clip * (float(units.max()) + _MOST_NOISE * math.sqrt(length)) / float(units.mean())
+        return {"placement": "local", "steps": 1, "accept_little_signal": True, "clip": 1.1 * longest, **own}
+
+    def shared(own: Mapping[str, Any]) -> dict[str, Any]:
+        clip = own.get("max_grad_norm", task["max_grad_norm"])
+        return {"placement": "shared", "clip": 1.1 * clip * float(units.max()), **own}
+
     return {
-        "no_privacy": {**fleet, **shared, **no_privacy, "insecure_without_noise": True},
-        "eps8_shared": {**fleet, **shared, **eps8, "target_epsilon": 8.0},
-        "eps8_local": {**fleet, **local, **eps8, "target_epsilon": 8.0},
-        "eps3_shared": {**fleet, **shared, **eps3, "target_epsilon": 3.0},
-        "eps3_local": {**fleet, **local, **eps3, "target_epsilon": 3.0},
+        "no_privacy": {**fleet, **shared(no_privacy), "insecure_without_noise": True},
+        "eps8_shared": {**fleet, **shared(eps8), "target_epsilon": 8.0},
+        "eps8_local": {**fleet, **local(eps3), "target_epsilon": 8.0},
+        "eps3_shared": {**fleet, **shared(eps3), "target_epsilon": 3.0},
+        "eps3_local": {
+            **fleet,
+            **local({**eps3, "server_learning_rate": eps3["server_learning_rate"] / 2}),
+            "target_epsilon": 3.0,
+        },
     }
