@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fleet_of_eight import TASK
+from fleet_of_eight import MODEL, TASK
 from msgspec.structs import replace
 from test_round_work import LENGTH, Bench
 
 from edge_sdk.kept_updates import KeptUpdates
 from edge_sdk.protocol.messages import Offer
 from edge_sdk.round_work import NotNow
+from edge_sdk.testing import FakeAggregator
+from edge_sdk.testing_rounds import fake_terms
 
 OTHER, ERASED = bytes([9] * 32), 3
 
@@ -128,3 +131,23 @@ def test_an_erasure_and_a_spoiled_file_end_it_and_other_tasks_stay(tmp_path, ben
     assert kept.find(other, ERASED) is None
     assert not list((tmp_path / "kept").iterdir())
     assert kept.find(replace(offer, task=TASK), ERASED) is None
+
+
+@pytest.mark.slow
+def test_a_client_that_is_late_for_one_round_uploads_the_same_training_in_the_next(tmp_path):
+    with FakeAggregator(tmp_path) as fake:
+        fake.lock("churn", MODEL)
+        with fake.client(max_epsilon=1e6, fields=("churn.minutes", "churn.calls")) as fl:
+            for i in range(60):
+                fl.record("churn", {"minutes": 90.0 + i, "calls": 1.0 * i}, "yes" if i % 2 else "no")
+            assert fl.flush(5.0)
+            terms = replace(fake_terms("device", "shared"), steps=4000)
+            late = fake.offer_round("churn", number=1, terms=terms)
+            assert fake.wait_for(lambda: fl.status()["phase"] == "training", timeout_s=60)
+            following = fake.offer_round("churn", number=2, terms=terms)
+            assert fake.wait_for(lambda: fake.opened(following) is not None, timeout_s=60), fl.status()
+            assert fake.opened(late) is None
+            assert not list((tmp_path / "kept").iterdir())
+    entries = [entry for (entry,) in sqlite3.connect(tmp_path / "device.db").execute("SELECT entry FROM journal")]
+    assert sum(b"trained" in entry for entry in entries) == 1
+    assert len(fake.uploads) == 1
