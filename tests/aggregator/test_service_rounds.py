@@ -57,7 +57,7 @@ def test_a_round_gives_the_sum_of_exactly_the_devices_that_were_in(fleet):
     assert fleet.phase() == "released"
     assert raised(fleet) == [1] * 6
     _, metrics = fleet.service.store.checkpoint("churn", 1)
-    assert set(metrics) == {"auc", "accuracy", "log_loss"}
+    assert {"auc", "accuracy", "log_loss"} <= set(metrics)
     assert fleet.service.store.last_release("churn")[:2] == (2, 1)
 
 

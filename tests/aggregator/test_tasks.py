@@ -28,7 +28,7 @@ def entries(count: int, stewards: int = 0) -> list[RosterEntry]:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"rounds": 0}, "rounds"),
+        ({"rounds": -1}, "rounds"),
         ({"colour": "red"}, "colour"),
         ({"name": "Not A Name"}, "name"),
         ({"unit": "house"}, "unit"),
