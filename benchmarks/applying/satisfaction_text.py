@@ -64,7 +64,7 @@ def _dataset(
     table = table.assign(answer=answers)
     learned, asked = table[table.split == "train"], table[table.split == "test"]
     train = texts.rows(learned, learned.answer)
-    length = (schema.width + 1) * schema.label.outputs
+    length = schema.width * schema.label.outputs
     return Dataset(
         name=name,
         application="satisfaction",

@@ -7,15 +7,12 @@ docs/applications/satisfaction_text.md has what was tried and what it reached.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from edge_sdk.artifact.schema import Label, Schema, TextField, check_schema
-from edge_sdk.artifact.starter import linear_classifier
+from edge_sdk.artifact.recipes.texts import Language, bare_classifier, text_field
+from edge_sdk.artifact.schema import Label, Schema, check_schema
 
-Language = Literal["en", "zh"]
 WIDTH: Final[dict[Language, int]] = {"en": 4096, "zh": 16384}
-# Sizes of n-grams of characters and of words; "en" holds for all languages that use spaces.
-GRAMS: Final[dict[Language, tuple[tuple[int, ...], tuple[int, ...]]]] = {"en": ((3, 4), (1, 2)), "zh": ((1, 2), ())}
 
 TASK: Final[dict[str, Any]] = {
     "name": "satisfaction-text",
@@ -46,8 +43,7 @@ def schema(
     label: str = "satisfied",
 ) -> Schema:
     """The record: one text. Two `names` make a yes-or-no label, the second the satisfied one. Raises SchemaError."""
-    chars, words = GRAMS[language]
-    field = TextField(text, width or WIDTH[language], chars=chars, words=words)
+    field = text_field(text, width or WIDTH[language], language, chinese=(1, 2))
     made = Schema((field,), Label(label, "binary" if len(names) == 2 else "classes", tuple(names)))
     check_schema(made)
     return made
@@ -55,4 +51,4 @@ def schema(
 
 def model(schema: Schema, seed: int) -> bytes:  # noqa: ARG001 - every recipe takes a seed
     """Logistic or softmax regression that starts at zero; the seed changes nothing. Raises SchemaError."""
-    return linear_classifier(schema)
+    return bare_classifier(schema)

@@ -8,18 +8,15 @@ person answers. docs/applications/service.md has what was tried and what it reac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_sdk.artifact.schema import Label, Schema, TextField, check_schema
-from edge_sdk.artifact.starter import linear_classifier
+from edge_sdk.artifact.recipes.texts import Language, bare_classifier, text_field
+from edge_sdk.artifact.schema import Label, Schema, check_schema
 
-Language = Literal["en", "zh"]
 WIDTH: Final[dict[Language, int]] = {"en": 2048, "zh": 8192}
-# Sizes of n-grams of characters and of words. A Chinese text needs no words found; "en" holds for all that use spaces.
-GRAMS: Final[dict[Language, tuple[tuple[int, ...], tuple[int, ...]]]] = {"en": ((3, 4), (1, 2)), "zh": ((1, 2, 3), ())}
 
 # A round is one step over all customers of all devices, and devices whose intents differ do not pull apart. With fewer
 # than a thousand customers in all, a server_learning_rate of 0.1 and 30 rounds do better; without noise, 1.0.
@@ -53,8 +50,7 @@ def schema(
     label: str = "intent",
 ) -> Schema:
     """The record: one text. `width`: columns that its n-grams are hashed into. Raises SchemaError."""
-    chars, words = GRAMS[language]
-    field = TextField(text, width or WIDTH[language], chars=chars, words=words)
+    field = text_field(text, width or WIDTH[language], language, chinese=(1, 2, 3))
     made = Schema((field,), Label(label, "classes", tuple(intents)))
     check_schema(made)
     return made
@@ -62,7 +58,7 @@ def schema(
 
 def model(schema: Schema, seed: int) -> bytes:  # noqa: ARG001 - every recipe takes a seed
     """Softmax regression that starts at zero; the seed changes nothing. Raises SchemaError."""
-    return linear_classifier(schema)
+    return bare_classifier(schema)
 
 
 class Refusal(NamedTuple):
