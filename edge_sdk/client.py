@@ -24,6 +24,7 @@ from edge_sdk.engine import Engine
 from edge_sdk.governor import Governor
 
 if TYPE_CHECKING:
+    from edge_sdk.artifact.schema import Schema
     from edge_sdk.identity.enrolment import Identity
     from edge_sdk.inference import Models
     from edge_sdk.recorder import Recorder
@@ -132,24 +133,34 @@ class EdgeClient:
     def __repr__(self) -> str:
         return f"EdgeClient({str(self.config.home)!r})"
 
-    def predict(self, task: str, fields: Mapping[str, Any]) -> Answer:
+    def predict(self, task: str, fields: Mapping[str, Any], subject: str | None = None) -> Answer:
         """Answer with the last good model: local, offline, whatever else goes on. Never raises.
 
         Without a model, or where `fields` do not fit the model's schema, `Answer.available` is False. While the
-        process starts it waits, at most 5 s, for a model that is on the disk.
+        process starts it waits, at most 5 s, for a model that is on the disk. A window that `fields` leave out is
+        filled with the labels recorded so far, those of `subject` alone where one is named.
         """
         try:
             self._wait_for(task)
-            (result,) = self._served().predict(task, [fields])
-            kept = dict(fields)
+            model, kept = self._served().current(task), dict(fields)
+            (result,) = model.predict([self._filled(task, model.schema, kept, subject)])
         except Exception as error:
             return Answer(error=f"{type(error).__name__}: {error}"[:500])
         return Answer(
             result.ranked,
             model_version=result.model_version,
             model_sha256=result.model_sha256,
-            feedback=lambda label, subject, consent: self.record(task, kept, label, subject, consent),
+            feedback=lambda label, whose, consent: self.record(
+                task, kept, label, subject if whose is None else whose, consent
+            ),
         )
+
+    def _filled(self, task: str, schema: Schema, fields: dict[str, Any], subject: str | None) -> Mapping[str, Any]:
+        """The record with the windows that the app left out. Raises UnfitValue."""
+        engine = self._engine
+        if engine is None:
+            return fields
+        return engine.windows.for_prediction(task, schema, fields, None if subject is None else str(subject))
 
     def _wait_for(self, task: str) -> None:
         engine = self._engine

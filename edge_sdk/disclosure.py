@@ -44,6 +44,7 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "date": "{name} (the date)", "hour": "{name} (the date and the hour)",
         "text": "{name} (numbers computed from the text; the text itself is not kept)",
         "text_kept": "{name} (the text itself)",
+        "windows": "To compare with what was before, the last results of each series are kept too, with their times.",
         "how": "It is encrypted, each customer's part under a key of its own, and never leaves this device. It is"
         " erased after {days} days, or sooner where more than {most} examples or {mib} MiB are held.",
         "leaves": "What leaves: the change that training makes to the model, as numbers, under a mask. Nobody, the"
@@ -81,6 +82,7 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "date": "{name}（日期）", "hour": "{name}（日期和小时）",
         "text": "{name}（由文字计算出的数值；文字本身不保存）",
         "text_kept": "{name}（文字本身）",
+        "windows": "为了与以往相比较，每个序列最近的结果及其时间也一并保存。",
         "how": "内容经过加密，每位客户使用各自的密钥，绝不离开本设备。"
         "保存 {days} 天后删除；超过 {most} 条或 {mib} MiB 时更早删除。",
         "leaves": "离开本设备的内容：训练对模型造成的改变，以数值形式并加上掩码。"
@@ -120,6 +122,7 @@ def notice(config: Config, task: str, language: str = "en") -> str:
     lines = [
         words["title"].format(task=task),
         _kept(config, task, words),
+        *_windows(config, task, words),
         how,
         *_leaving(offers, took_part, config.max_epsilon, words),
         *_asked(offers if took_part else [], words),
@@ -140,6 +143,14 @@ def _kept(config: Config, task: str, words: Mapping[str, str]) -> str:
         return words["kept"].format(fields=fields, label=schema.label.name)
     listed = [name for of, _, name in (entry.partition(".") for entry in config.fields) if of == task]
     return words["kept_list"].format(fields=comma.join(listed)) if listed else words["kept_none"]
+
+
+def _windows(config: Config, task: str, words: Mapping[str, str]) -> list[str]:
+    """Said where the SDK may fill a series from the labels that it sees."""
+    from edge_sdk.windows import own_fields
+
+    schema = _schema(config.home, task)
+    return [words["windows"]] if schema is not None and own_fields(schema) else []
 
 
 def _field(field: Field, words: Mapping[str, str]) -> str:

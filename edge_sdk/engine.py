@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from edge_sdk.config import IDENTITY, Config
 from edge_sdk.governor import Governor
 from edge_sdk.surroundings import Live, OpenOffer, Record, Surroundings
+from edge_sdk.windows import Windows
 from edge_sdk.worker import Worker
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Engine:
         """`models()` gives the models in service, which the app's threads share."""
         self.config, self.around, self.governor, self.models = config, surroundings, governor, models
         self.live = Live()
+        self.windows = Windows()  # filled by the loop thread, read by the app's
         self.opened = threading.Event()  # every model on the disk is in service, or it failed
         self._on_error = on_error
         self._inbox: queue.Queue[tuple[str, bytes]] = queue.Queue(INBOX)
@@ -166,7 +168,7 @@ class Engine:
         examples = open_examples(self.config, self.around.entropy)
         schemas = lambda: {task: model.schema for task, model in self.models().serving().items()}  # noqa: E731 - one line
         self._journal = Journal(self._db, self.time)
-        self._recorder = Recorder(self.config, examples, schemas, self.live, self._journal)
+        self._recorder = Recorder(self.config, examples, schemas, self.live, self._journal, windows=self.windows)
         if examples.damage is not None:
             self.failed(examples.damage)
 

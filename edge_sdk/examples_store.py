@@ -21,6 +21,7 @@ from edge_sdk import consent as consents
 from edge_sdk.example_keys import NOBODY, ExamplesUnreadable, owner_of
 from edge_sdk.retention import DAY_S, age_clock, starts_anew
 from edge_sdk.sealed_rows import Ring, SealedRows
+from edge_sdk.window_rows import WindowRows
 
 __all__ = ["Example", "ExamplesStore", "ExamplesUnreadable", "NewExample"]
 
@@ -71,6 +72,7 @@ class ExamplesStore:
         self._cap, self._max_bytes, self._retention_s = cap, max_bytes, retention_s
         self._file = SealedRows(path, key_file, entropy)
         self._db, self._keys, self.damage = self._file.db, self._file.keys, self._file.damage
+        self.windows = WindowRows(self._file)
         self.dropped = 0
         self.withheld = 0  # recorded for a subject that has withdrawn
 
@@ -210,6 +212,10 @@ class ExamplesStore:
         )
         return [{"task": task, "first_at": first, "last_at": last} for task, first, last in rows]
 
+    def name(self, text: str | None) -> bytes:
+        """The keyed hash that stands for a text on this device; b"" for None. From any thread."""
+        return self._keys.name(text)
+
     # -- consent -----------------------------------------------------------------------------------------------------
 
     def consent_given(self, subject: str, version: int, purposes: tuple[str, ...], now: int) -> None:
@@ -226,6 +232,10 @@ class ExamplesStore:
             self._file.owe_truncation()
         self._file.truncate()
         return gone
+
+    def withdrawn(self, task: str, subject: str | None) -> bool:
+        """Has this subject withdrawn from the task?"""
+        return subject is not None and consents.holds(self._db, self._keys.name(subject), task) == consents.WITHDRAWN
 
     def consent_history(self, subject: str) -> list[dict[str, Any]]:
         """Every consent and withdrawal of a subject, oldest first."""
@@ -255,9 +265,11 @@ class ExamplesStore:
             self._db.execute(
                 "INSERT INTO erasures VALUES (?, 1, 1) ON CONFLICT (task) DO UPDATE SET n = n + 1, owed = 1", (task,)
             )
+        self.windows.erase(subject, tasks)
         self._db.execute(
-            "DELETE FROM keys WHERE owner = ? AND NOT EXISTS (SELECT 1 FROM examples WHERE subject = ?)",
-            (owner_of("", subject), subject),
+            "DELETE FROM keys WHERE owner = ? AND NOT EXISTS (SELECT 1 FROM examples WHERE subject = ?)"
+            " AND NOT EXISTS (SELECT 1 FROM windows WHERE subject = ?)",
+            (owner_of("", subject), subject, subject),
         )
         return gone
 
@@ -297,6 +309,7 @@ class ExamplesStore:
                 " examples.subject = seen.subject AND examples.task = seen.task)",
                 (oldest - UNSENT_S,),
             )
+            self.windows.sweep(at, oldest, anew=starts_anew(before, at))
             self._drop_idle_keys()
             if gone:
                 self._file.owe_truncation()
@@ -308,6 +321,7 @@ class ExamplesStore:
         self._db.execute(
             "DELETE FROM keys WHERE SUBSTR(owner, 1, 1) = X'73'"
             " AND NOT EXISTS (SELECT 1 FROM examples WHERE subject = SUBSTR(keys.owner, 2))"
+            " AND NOT EXISTS (SELECT 1 FROM windows WHERE subject = SUBSTR(keys.owner, 2))"
         )
 
     # -- fields --------------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ class ServedModel:
         if not records:
             return []
         (logits,) = self.session.run([OUTPUT], features(self.schema, records))
-        return [Answer(tuple(ranked), self.version, self.sha256) for ranked in decide(self.schema, logits)]
+        return [Answer(tuple(ranked), self.version, self.sha256) for ranked in decide(self.schema, logits, records)]
 
 
 class Models:

@@ -18,6 +18,7 @@ from edge_sdk.examples_store import ExamplesStore, NewExample
 from edge_sdk.field_rules import FieldRules, UnfitValue
 from edge_sdk.retention import DAY_S, FIRST_SWEEP_S
 from edge_sdk.surroundings import Live, Record
+from edge_sdk.windows import MOST_WINDOWS, Filled, Windows
 
 if TYPE_CHECKING:
     from edge_sdk.artifact.schema import Schema
@@ -45,21 +46,25 @@ class Recorder:
 
     def __init__(
         self, config: Config, examples: ExamplesStore, schemas: Callable[[], Mapping[str, Schema]], live: Live,
-        journal: Journal | None = None,
+        journal: Journal | None = None, *, windows: Windows | None = None,
     ) -> None:  # fmt: skip
-        """`schemas()`: the signed schema of every task whose model is in service."""
+        """`schemas()`: the signed schema of every task whose model is in service. `windows` is loaded here."""
         self._journal = journal
         self.examples, self._schemas, self._live, self._listed = examples, schemas, live, config.fields
         self._waiting: list[NewExample] = []
         self._known: dict[str, tuple[Schema, FieldRules]] = {}
         self._warned: set[tuple[str, str]] = set()
         self._swept_at: float | None = None
+        self._windows = Windows() if windows is None else windows
+        self._windows_erased = -1
+        self._read_windows()
 
     # -- recording -----------------------------------------------------------------------------------------------------
 
     def take(self, records: Iterable[Record], now: int) -> None:
         """Keep what may be kept; what may not is counted in `status`."""
         ready: list[NewExample] = []
+        self._read_windows()
         for record in (*self._admitted(), *(NewExample(*record) for record in records)):
             try:
                 ready += self._ruled(record)
@@ -67,6 +72,7 @@ class Recorder:
                 # A field's name may do anything when it is compared: it costs this example alone.
                 self._live.drop("example")
                 log.warning("an example was not kept: %s; give its fields plain names", type(error).__name__)
+        self._write_windows(now)
         if not ready:
             return
         kept, withheld = 0, self.examples.withheld
@@ -96,7 +102,9 @@ class Recorder:
         if refused := rules.refused(new.fields):
             self._tell_dropped(new.task, refused)
         try:
-            fields, label = rules.apply(new.fields), rules.label(new.label)
+            label = rules.label(new.label)
+            filled = self._filled(new)
+            fields = rules.apply(filled.fields)
         except UnfitValue as error:
             self._live.drop("example")
             log.warning("an example of %s was not kept: %s", new.task, error)
@@ -104,7 +112,41 @@ class Recorder:
         if refused and not fields:
             self._live.drop("example")
             return []
-        return [new._replace(fields=fields, label=label)]
+        return [new._replace(fields=fields, label=label)] if self._extended(new, filled, label) else []
+
+    # -- windows -------------------------------------------------------------------------------------------------------
+
+    def _read_windows(self) -> None:
+        """From the store, at the start and where some were erased, by whichever process."""
+        rows = self.examples.windows
+        if (erased := rows.erased()) != self._windows_erased:
+            self._windows.load(rows.read(), self.examples.name)
+            self._windows_erased = erased
+
+    def _filled(self, new: NewExample) -> Filled:
+        """With the windows that the app left out. Raises UnfitValue."""
+        schema = self._schemas().get(new.task)
+        subject = None if new.subject is None else str(new.subject)
+        if schema is None or self.examples.withdrawn(new.task, subject):
+            return Filled(new.fields)
+        return self._windows.for_example(new.task, schema, new.fields, subject)
+
+    def _extended(self, new: NewExample, filled: Filled, label: Any) -> bool:
+        """The label enters its windows; False where they were too short to learn from."""
+        if gone := self._windows.extend(filled, label):
+            self._live.drop("window", gone)
+            log.warning("%d windows made room for newer ones: at most %d are kept", gone, MOST_WINDOWS)
+        if filled.short:
+            self._live.drop("example-window-short")
+            log.info("an example of %s was not kept: %s", new.task, filled.short)
+        return not filled.short
+
+    def _write_windows(self, now: int) -> None:
+        try:
+            self.examples.windows.write(self._windows.take_changed(), now)
+        except Exception as error:
+            self._live.drop("window")
+            log.warning("windows were not stored: %s; make room on the disk", error)
 
     def _wait(self, new: NewExample) -> None:
         if len(self._waiting) >= MOST_WAITING:
@@ -147,6 +189,7 @@ class Recorder:
         """Erase a subject's examples, those that wait included."""
         self._leave(subject, None)
         gone = self.examples.forget(subject)
+        self._read_windows()
         log.info("%d examples of a subject were erased", gone)
         self._note("forgotten", examples=gone)
 
@@ -159,6 +202,7 @@ class Recorder:
         """Enter a withdrawal of consent and erase what it covers."""
         self._leave(subject, None if EVERY_TASK in purposes else purposes)
         gone = self.examples.consent_withdrawn(subject, purposes, now)
+        self._read_windows()
         log.info("%d examples were erased after a withdrawal", gone)
         self._note("consent-withdrawn", examples=gone, purposes=_noted(purposes))
 
@@ -177,6 +221,7 @@ class Recorder:
 
     def turn(self, tick: float, now: int, vouched: int) -> None:
         """Admit who waits, erase what is too old. `vouched`: see `retention.age_clock`."""
+        self._read_windows()
         if self._waiting:
             self.take((), now)
             self._live.waiting = len(self._waiting)
@@ -225,6 +270,7 @@ def held_of(examples: ExamplesStore, subject: str) -> dict[str, Any]:
     return {
         "subject": subject,
         "examples": examples.held(subject),
+        "windows": examples.windows.held(examples.name(subject)),
         "consent": examples.consent_history(subject),
         "tasks": examples.tasks_of(subject),
     }

@@ -33,6 +33,10 @@ _TABLES: Final = f"""
     CREATE TABLE IF NOT EXISTS dropped (
         task TEXT NOT NULL, field TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (task, field));
     CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+    CREATE TABLE IF NOT EXISTS windows (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, task TEXT NOT NULL, field TEXT NOT NULL, key BLOB NOT NULL,
+        subject BLOB NOT NULL, recorded_at INTEGER NOT NULL, sealed BLOB NOT NULL, UNIQUE (task, field, key, subject));
+    CREATE INDEX IF NOT EXISTS windows_by_subject ON windows (subject, task);
     {consents.TABLE}
 """
 

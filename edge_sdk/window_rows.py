@@ -1,0 +1,87 @@
+"""The windows of `windows` in the example store's file: one row a window, sealed under its subject's key.
+
+Decides nothing and reads no clock. Times of labels, labels and keys are in no row in the clear. A row that does not
+open, or that another row's place was copied to, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from edge_sdk.sealed_rows import Ring, SealedRows
+from edge_sdk.windows import Entry, Window
+
+ERASED: Final = "windows-erased"  # how often windows were erased: a process that holds them in memory reads them anew
+
+
+class WindowRows:
+    """The rows of an open file. One thread at a time."""
+
+    def __init__(self, file: SealedRows) -> None:
+        self._file, self._db = file, file.db
+
+    def read(self) -> list[tuple[Window, list[Entry]]]:
+        """Every window, the one longest without a label first."""
+        columns = "task, field, key, subject, sealed"
+        rows = self._db.execute(f"SELECT {columns} FROM windows ORDER BY number").fetchall()
+        ring: Ring = {}
+        opened = [(Window(*place), self._opened(Window(*place), sealed, ring)) for *place, sealed in rows]
+        return [(window, entries) for window, entries in opened if entries]
+
+    def _opened(self, window: Window, sealed: bytes, ring: Ring) -> list[Entry]:
+        plain = self._file.open(window.task, window.subject, sealed, ring)
+        if plain is None:
+            return []
+        field, key, entries = msgspec.msgpack.decode(plain)
+        return [(when, label) for when, label in entries] if (field, key) == (window.field, window.key) else []
+
+    def write(self, changed: Iterable[tuple[Window, list[Entry]]], now: int) -> None:
+        """Store windows as they are now, those without entries not at all. Raises sqlite3.Error."""
+        changed = list(changed)
+        if not changed:
+            return
+        with self._file.transaction():
+            at = self._file.fact("age-clock") or now
+            for window, entries in changed:
+                self._db.execute("DELETE FROM windows WHERE task = ? AND field = ? AND key = ? AND subject = ?", window)
+                if entries:
+                    plain = msgspec.msgpack.encode((window.field, window.key, entries))
+                    sealed = self._file.seal(window.task, window.subject, plain)
+                    self._db.execute(
+                        "INSERT INTO windows (task, field, key, subject, recorded_at, sealed)"
+                        " VALUES (?, ?, ?, ?, ?, ?)",
+                        (*window, at, sealed),
+                    )
+
+    def held(self, subject: bytes) -> list[dict[str, object]]:
+        """The windows of a subject: task, field, and [time or number, label] pairs, oldest first."""
+        return [
+            {"task": window.task, "field": window.field, "labels": [list(entry) for entry in entries]}
+            for window, entries in self.read()
+            if window.subject == subject
+        ]
+
+    def erase(self, subject: bytes, tasks: tuple[str, ...] | None) -> None:
+        """A subject's windows, of these tasks or of all; in the caller's transaction."""
+        if tasks is None:
+            gone = self._db.execute("DELETE FROM windows WHERE subject = ?", (subject,)).rowcount
+        else:
+            of = "DELETE FROM windows WHERE subject = ? AND task = ?"
+            gone = sum(self._db.execute(of, (subject, task)).rowcount for task in tasks)
+        if gone:
+            self._file.set_fact(ERASED, self.erased() + 1)
+
+    def sweep(self, at: int, oldest: int, *, anew: bool) -> None:
+        """Erase windows that got no label since `oldest`; in the caller's transaction. Arguments as of the examples."""
+        if anew:
+            self._db.execute("UPDATE windows SET recorded_at = ?", (at,))
+        self._db.execute("UPDATE windows SET recorded_at = ? WHERE recorded_at > ?", (at, at))
+        if self._db.execute("DELETE FROM windows WHERE recorded_at < ?", (oldest,)).rowcount:
+            self._file.set_fact(ERASED, self.erased() + 1)
+
+    def erased(self) -> int:
+        """How often windows were erased so far, by whichever process."""
+        return self._file.fact(ERASED)

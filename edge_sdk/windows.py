@@ -1,0 +1,220 @@
+"""The last labels by key, from which the SDK fills a series that the app leaves out. In memory; reads no clock.
+
+A window is filled for a number's series, and for the history that a ranking leaves out (`Label.unseen_of`). An entry
+belongs to the subject it was recorded for: an example of one subject is never made from another's labels, so that
+erasing a subject, and a guarantee by customer, stay whole. Safe from any thread. Refuses a key or a date that cannot
+be read (UnfitValue), a window of which less than half is known (TooShort), and more than `cap` windows: the one that
+was longest without a label goes, counted.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from edge_sdk.artifact.schema import Schema
+
+MOST_WINDOWS: Final = 10_000
+Entry = tuple[int, Any]  # seconds since 1970 or a running number, and the label
+Name = Callable[[str | None], bytes]  # a text's keyed hash; b"" for None
+
+
+class TooShort(ValueError):
+    """Fewer labels are known than a model can learn from."""
+
+
+class Window(NamedTuple):
+    """Whose labels: `key` and `subject` are keyed hashes, b"" for none."""
+
+    task: str
+    field: str
+    key: bytes
+    subject: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A field that the SDK fills: the last `last` labels; with `time`, those before the record's date."""
+
+    name: str
+    last: int
+    key: str = ""
+    time: str = ""
+    personal: bool = False  # of the subject alone, also in a prediction
+
+    @property
+    def fewest(self) -> int:
+        """Known labels that a window needs: half of it. A history may be empty."""
+        return 0 if self.personal else (self.last + 1) // 2
+
+
+class Filled(NamedTuple):
+    """A record with its windows, and where its label goes: the window, its entry's place in time, how many stay."""
+
+    fields: Mapping[str, Any]
+    ends: tuple[tuple[Window, int | None, int], ...] = ()
+    short: str = ""
+
+
+def own_fields(schema: Schema) -> tuple[Own, ...]:
+    """Fields of a schema that the SDK can fill by the labels it sees."""
+    from edge_sdk.artifact.schema import SequenceField, SeriesField
+
+    label = schema.label
+    series = [
+        Own(each.name, each.window, each.key, each.time)
+        for each in schema.fields
+        if isinstance(each, SeriesField) and label.kind == "number"
+    ]
+    seen = [
+        Own(each.name, each.last, personal=True)
+        for each in schema.fields
+        if isinstance(each, SequenceField) and each.name == label.unseen_of
+    ]
+    return (*series, *seen)
+
+
+class Windows:
+    """Every window of this device."""
+
+    def __init__(self, cap: int = MOST_WINDOWS) -> None:
+        self._cap = cap
+        self._name: Name = lambda text: b"" if text is None else text.encode()
+        self._lock = threading.Lock()
+        self._held: dict[Window, list[Entry]] = {}  # the one longest without a label first
+        self._of_key: dict[tuple[str, str, bytes], dict[bytes, None]] = {}
+        self._changed: dict[Window, None] = {}
+
+    def __repr__(self) -> str:
+        return f"Windows({len(self._held)})"
+
+    # -- from the loop thread ------------------------------------------------------------------------------------------
+
+    def load(self, rows: Iterable[tuple[Window, list[Entry]]], name: Name) -> None:
+        """Put in place what the store holds, the one longest without a label first. `name` hashes keys."""
+        with self._lock:
+            self._name = name
+            self._held, self._of_key, self._changed = {}, {}, {}
+            for window, entries in rows:
+                self._put(window, entries)
+
+    def extend(self, filled: Filled, label: Any) -> int:
+        """Add a record's label to its windows; returns how many windows had to go."""
+        with self._lock:
+            for window, when, last in filled.ends:
+                entries = self._held.pop(window, [])
+                _enter(entries, when, label)
+                self._put(window, entries[-last:])
+                self._changed[window] = None
+            gone = max(0, len(self._held) - self._cap)
+            for window in list(islice(self._held, gone)):
+                self._drop(window)
+            return gone
+
+    def take_changed(self) -> list[tuple[Window, list[Entry]]]:
+        """Windows that changed since the last call; one without entries is gone."""
+        with self._lock:
+            changed, self._changed = self._changed, {}
+            return [(window, list(self._held.get(window, ()))) for window in changed]
+
+    def _put(self, window: Window, entries: list[Entry]) -> None:
+        self._held[window] = entries
+        self._of_key.setdefault(window[:3], {})[window.subject] = None
+
+    def _drop(self, window: Window) -> None:
+        del self._held[window]
+        subjects = self._of_key[window[:3]]
+        del subjects[window.subject]
+        if not subjects:
+            del self._of_key[window[:3]]
+        self._changed[window] = None
+
+    # -- from any thread -----------------------------------------------------------------------------------------------
+
+    def for_example(self, task: str, schema: Schema, fields: Mapping[str, Any], subject: str | None) -> Filled:
+        """A record to learn from, filled with labels of its own subject; `short` says where too few are known.
+
+        Raises UnfitValue.
+        """
+        return self._filled(task, schema, fields, self._name(subject))
+
+    def for_prediction(
+        self, task: str, schema: Schema, fields: Mapping[str, Any], subject: str | None
+    ) -> Mapping[str, Any]:
+        """A record to predict from; without a subject a series is filled with all labels of its key.
+
+        Raises UnfitValue, and TooShort where less than half of a window is known.
+        """
+        filled = self._filled(task, schema, fields, None if subject is None else self._name(subject))
+        if filled.short:
+            raise TooShort(filled.short)
+        return filled.fields
+
+    def _filled(self, task: str, schema: Schema, fields: Mapping[str, Any], subject: bytes | None) -> Filled:
+        whole, ends, short = fields, [], ""
+        for own in own_fields(schema):
+            if own.name in fields:
+                continue
+            key, when = self._key(own, fields), _when(own, fields)
+            whose = subject or b"" if own.personal else subject
+            found = self._before((task, own.name, key), whose, when)[-own.last :]
+            if len(found) < own.fewest:
+                short = f"{len(found)} labels of its key are known and {own.name!r} needs {own.fewest}; record more"
+            whole = {**whole, own.name: found}
+            ends.append((Window(task, own.name, key, subject or b""), when, own.last))
+        return Filled(whole, tuple(ends), short)
+
+    def _key(self, own: Own, fields: Mapping[str, Any]) -> bytes:
+        value = fields.get(own.key, "") if own.key else ""
+        if not isinstance(value, str):
+            raise _unfit(f"its field {own.key!r} is no text; give the name of whose series it is")
+        return self._name(f"window\0{value}") if value else b""
+
+    def _before(self, place: tuple[str, str, bytes], subject: bytes | None, when: int | None) -> list[Any]:
+        """Labels in their order; of every subject for None."""
+        with self._lock:
+            subjects = list(self._of_key.get(place, ())) if subject is None else [subject]
+            parts = [self._held.get(Window(*place, each), []) for each in subjects]
+            entries = parts[0] if len(parts) == 1 else sorted((e for part in parts for e in part), key=_place)
+            end = len(entries) if when is None else bisect_left(entries, when, key=_place)
+            return [label for _, label in entries[:end]]
+
+
+def _unfit(message: str) -> ValueError:
+    """An UnfitValue. Imported late: its module brings what starting an app must not wait for."""
+    from edge_sdk.field_rules import UnfitValue
+
+    return UnfitValue(message)
+
+
+def _place(entry: Entry) -> int:
+    return entry[0]
+
+
+def _enter(entries: list[Entry], when: int | None, label: Any) -> None:
+    """In the order of time; the same time again takes the place of what it said before."""
+    if when is None:
+        when = entries[-1][0] + 1 if entries else 0
+    at = bisect_left(entries, when, key=_place)
+    end = at + 1 if at < len(entries) and entries[at][0] == when else at
+    entries[at:end] = [(when, label)]
+
+
+def _when(own: Own, fields: Mapping[str, Any]) -> int | None:
+    """The record's time in seconds; None for a series without one, which is in the order of the calls."""
+    if not own.time:
+        return None
+    value = fields.get(own.time)
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        moment = None
+    if moment is None:
+        raise _unfit(f"its field {own.time!r} is no ISO date; give one such as 2024-05-31T09:30")
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())

@@ -1,0 +1,204 @@
+"""Windows of labels that the SDK keeps: what fills a series, in which order, and what erases it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_sdk.artifact.schema import Label, NumberField, Schema, SequenceField, SeriesField
+from edge_sdk.artifact.starter import tabular_classifier
+from edge_sdk.cli import main
+from edge_sdk.examples_store import ExamplesStore
+from edge_sdk.field_rules import UnfitValue
+from edge_sdk.testing import FakeAggregator
+from edge_sdk.windows import TooShort, Window, Windows
+
+DEMAND = Schema(
+    (SeriesField("recent", 4, key="site", time="day", calendar=("weekday",)), NumberField("rain")),
+    Label("visitors", "number", relative_to="recent", log=True),
+)
+NEXT = Schema(
+    (SequenceField("bought", ("tea", "jam", "rice"), last=3),),
+    Label("next", "classes", ("tea", "jam", "rice"), unseen_of="bought"),
+)
+MODEL = tabular_classifier(DEMAND, [4], seed=1)
+
+
+def day(n: int) -> str:
+    return f"2024-05-{n:02d}"
+
+
+def learn(windows: Windows, record: dict[str, object], label: object, subject: str | None = None) -> list[object]:
+    """The window that an example of this record is made with."""
+    filled = windows.for_example("demand", DEMAND, record, subject)
+    windows.extend(filled, label)
+    return filled.fields["recent"]
+
+
+@given(st.lists(st.tuples(st.integers(1, 28), st.integers(0, 99)), max_size=40))
+def test_a_window_is_the_last_labels_before_the_date_in_whatever_order_they_came(recorded):
+    windows, known = Windows(), {}
+    for when, label in recorded:
+        # The oracle forgets as the window does: what fell out of the newest four does not come back.
+        known = dict(sorted({**known, when: label}.items())[-4:])
+        learn(windows, {"site": "a", "day": day(when), "rain": 0}, label)
+    if len(known) >= 2:
+        filled = windows.for_prediction("demand", DEMAND, {"site": "a", "day": day(29), "rain": 0}, None)
+        assert filled["recent"] == list(known.values())
+
+
+def test_a_label_is_never_in_the_window_of_its_own_example():
+    windows = Windows()
+    for n in (1, 2, 3):
+        assert learn(windows, {"site": "a", "day": day(n), "rain": 0}, n) == list(range(1, n))
+    assert learn(windows, {"site": "a", "day": day(2), "rain": 0}, 22) == [1]
+    assert learn(windows, {"site": "a", "day": day(4), "rain": 0}, 4) == [1, 22, 3]
+
+
+def test_less_than_half_a_window_is_too_short_to_learn_from_and_to_predict_from():
+    windows = Windows()
+    record = {"site": "a", "day": day(9), "rain": 0}
+    assert windows.for_example("demand", DEMAND, record, None).short
+    with pytest.raises(TooShort, match="0 labels"):
+        windows.for_prediction("demand", DEMAND, record, None)
+    for n in (1, 2):
+        learn(windows, {**record, "day": day(n)}, n)
+    assert not windows.for_example("demand", DEMAND, record, None).short
+
+
+def test_an_example_of_one_subject_is_not_made_from_another_ones_labels():
+    windows = Windows()
+    for n, subject in enumerate(("ann", "bob", "ann", None), start=1):
+        learn(windows, {"site": "a", "day": day(n), "rain": 0}, n, subject)
+    record = {"site": "a", "day": day(9), "rain": 0}
+    assert learn(windows, record, 9, "ann") == [1, 3]
+    assert windows.for_example("demand", DEMAND, {**record, "day": day(8)}, "bob").fields["recent"] == [2]
+    assert windows.for_prediction("demand", DEMAND, record, None)["recent"] == [1, 2, 3, 4]
+
+
+def test_a_window_that_the_app_gives_is_taken_as_it_is():
+    windows = Windows()
+    given_by_app = {"recent": [5, None], "site": "a", "day": day(1), "rain": 0}
+    assert windows.for_example("demand", DEMAND, given_by_app, None) == (given_by_app, (), "")
+
+
+def test_the_window_longest_without_a_label_goes_first():
+    windows = Windows(cap=2)
+    for n, site in enumerate("abac", start=1):
+        filled = windows.for_example("demand", DEMAND, {"site": site, "day": day(n), "rain": 0}, None)
+        assert windows.extend(filled, n) == (site == "c")
+    assert {window.key for window, entries in windows.take_changed() if entries} == {b"window\0a", b"window\0c"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("day", None), ("day", "today"), ("day", 7), ("site", 7), ("site", ["a"])]
+)
+def test_a_key_or_a_date_that_cannot_be_read_is_named(field, value):
+    with pytest.raises(UnfitValue, match=f"'{field}'"):
+        Windows().for_example("demand", DEMAND, {"site": "a", "day": day(1), "rain": 0, field: value}, None)
+
+
+def test_what_a_visitor_took_before_is_the_history_of_that_visitor_alone():
+    windows = Windows()
+    for subject, label in (("ann", "tea"), ("bob", "jam"), ("ann", "rice")):
+        windows.extend(windows.for_example("shop", NEXT, {}, subject), label)
+    assert windows.for_prediction("shop", NEXT, {}, "ann") == {"bought": ["tea", "rice"]}
+    assert windows.for_prediction("shop", NEXT, {}, None) == {"bought": []}
+
+
+# -- on the disk -----------------------------------------------------------------------------------------------------
+
+
+def opened(home: Path) -> ExamplesStore:
+    return ExamplesStore(home / "examples.db", home / "examples.key", 100, os.urandom, retention_s=1000)
+
+
+def test_windows_are_sealed_and_an_entry_copied_to_another_window_is_left_out(tmp_path):
+    store = opened(tmp_path)
+    mine, other = (Window("demand", "recent", store.name(key), b"") for key in ("a", "b"))
+    store.windows.write([(mine, [(1, 7777777)]), (other, [(1, 8888888)])], 0)
+    sealed = store._db.execute("SELECT sealed FROM windows WHERE key = ?", (mine.key,)).fetchone()[0]
+    assert b"\xce" + (7777777).to_bytes(4, "big") not in sealed
+    store._db.execute("UPDATE windows SET sealed = ? WHERE key = ?", (sealed, other.key))
+    assert store.windows.read() == [(mine, [(1, 7777777)])]
+
+
+def test_a_window_without_a_label_for_the_retention_is_erased(tmp_path):
+    store = opened(tmp_path)
+    window = Window("demand", "recent", b"", store.name("ann"))
+    store.windows.write([(window, [(1, 7)])], 10_000)
+    for now, left in ((10_900, 1), (11_100, 0)):
+        store.sweep(now, vouched=now, elapsed_s=900)
+        assert len(store.windows.read()) == left
+    assert not store._db.execute("SELECT 1 FROM keys WHERE owner = ?", (b"s" + window.subject,)).fetchone()
+
+
+# -- through the client ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake(tmp_path: Path):
+    with FakeAggregator(tmp_path) as made:
+        made.install("demand", MODEL)
+        yield made
+
+
+def recorded(fl, days, subject=None, site="a"):
+    for n in days:
+        fl.record("demand", {"site": site, "day": day(n), "rain": 0.0}, 10.0 * n, subject)
+    assert fl.flush(5.0)
+
+
+def test_an_app_that_records_labels_alone_learns_and_predicts_through_a_restart(fake):
+    with fake.client() as fl:
+        recorded(fl, range(1, 6))
+        status = fl.status()
+        assert status["examples"] == {"demand": 3}
+        assert status["dropped"] == {"example-window-short": 2}
+        before = fl.predict("demand", {"site": "a", "day": day(6), "rain": 0.0})
+    with fake.client() as fl:
+        again = fl.predict("demand", {"site": "a", "day": day(6), "rain": 0.0})
+        assert again.available
+        assert again.ranked == before.ranked
+        whole = {"recent": [20.0, 30.0, 40.0, 50.0], "day": day(6), "rain": 0.0}
+        assert fl.predict("demand", whole).ranked == before.ranked
+        assert "'recent' needs 2" in fl.predict("demand", {"site": "b", "day": day(6), "rain": 0.0}).error
+        again.feedback(61.0)
+        assert fl.flush(5.0)
+        assert fl.status()["examples"] == {"demand": 4}
+
+
+def test_forgetting_a_subject_empties_its_windows_in_memory_and_on_the_disk(fake):
+    with fake.client() as fl:
+        recorded(fl, range(1, 5), "ann")
+        recorded(fl, range(1, 5), "bob", site="b")
+        assert [len(each["labels"]) for each in fl.export("ann")["windows"]] == [4]
+        fl.forget("ann")
+        assert fl.flush(5.0)
+        assert fl.export("ann")["windows"] == []
+        assert not fl.predict("demand", {"site": "a", "day": day(9), "rain": 0.0}).available
+        assert fl.predict("demand", {"site": "b", "day": day(9), "rain": 0.0}).available
+
+
+def test_a_withdrawal_empties_windows_and_keeps_later_labels_out_of_them(fake):
+    with fake.client() as fl:
+        recorded(fl, range(1, 5), "ann")
+        fl.consent.withdraw("ann", ["demand"])
+        recorded(fl, range(5, 9), "ann")
+        assert fl.export("ann")["windows"] == []
+        assert not fl.predict("demand", {"site": "a", "day": day(9), "rain": 0.0}).available
+
+
+def test_a_subject_forgotten_by_another_process_is_gone_from_memory_within_a_turn(fake):
+    with fake.client() as fl:
+        recorded(fl, range(1, 5), "ann")
+        assert main(["forget", "ann", "--home", str(fl.config.home)]) == 0
+        deadline = time.monotonic() + 5.0
+        while fl.predict("demand", {"site": "a", "day": day(9), "rain": 0.0}).available:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
