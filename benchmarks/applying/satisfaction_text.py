@@ -29,9 +29,9 @@ def satisfaction_airline_tweets(folder: Path) -> Dataset:
         table.label.tolist(),
         schema,
         baseline=0.8132,
-        no_privacy={"server_learning_rate": 0.5, "max_grad_norm": 1.5},
+        no_privacy={"server_learning_rate": 0.17, "max_grad_norm": 4.5},
         eps8={},
-        eps3={"server_learning_rate": 0.1},
+        eps3={"server_learning_rate": 0.033},
     )
 
 
@@ -44,9 +44,9 @@ def satisfaction_zh_shopping(folder: Path) -> Dataset:
         [_REVIEWS[int(value)] for value in table.label],
         satisfaction_text.schema(_REVIEWS, language="zh"),
         baseline=0.9272,
-        no_privacy={"server_learning_rate": 1.0, "max_grad_norm": 1.5},
+        no_privacy={"server_learning_rate": 0.33, "max_grad_norm": 4.5},
         eps8={},
-        eps3={"server_learning_rate": 0.1},
+        eps3={"server_learning_rate": 0.033},
     )
 
 
@@ -64,7 +64,7 @@ def _dataset(
     table = table.assign(answer=answers)
     learned, asked = table[table.split == "train"], table[table.split == "test"]
     train = texts.rows(learned, learned.answer)
-    length = schema.width * schema.label.outputs
+    length = (schema.width + 1) * schema.label.outputs
     return Dataset(
         name=name,
         application="satisfaction",

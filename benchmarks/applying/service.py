@@ -18,7 +18,8 @@ from edge_sdk.artifact.recipes import service
 from edge_sdk.artifact.recipes.texts import Language
 from edge_sdk.protocol.messages import Unit
 
-_FREE: Final = {"server_learning_rate": 1.0, "max_grad_norm": 1.5}  # no text's gradient is longer
+_FREE: Final = {"server_learning_rate": 0.33, "max_grad_norm": 4.5}  # no text's gradient is longer
+_FREE_CUSTOMERS: Final = {**_FREE, "max_grad_norm": 90.0}
 
 
 def intents_banking77(folder: Path) -> Dataset:
@@ -29,7 +30,7 @@ def intents_banking77(folder: Path) -> Dataset:
         baseline=0.8906,
         no_privacy=_FREE,
         eps8={},
-        eps3={"server_learning_rate": 0.2},
+        eps3={"server_learning_rate": 0.067},
     )
 
 
@@ -42,7 +43,7 @@ def intents_clinc150(folder: Path) -> Dataset:
         baseline=0.916,
         no_privacy=_FREE,
         eps8={},
-        eps3={"server_learning_rate": 0.2},
+        eps3={"server_learning_rate": 0.067},
     )
 
 
@@ -60,9 +61,9 @@ def intents_multidogo(folder: Path) -> Dataset:
         _dogo(folder),
         subject="conversation",
         baseline=0.8971,
-        no_privacy=_FREE,
+        no_privacy=_FREE_CUSTOMERS,
         eps8={},
-        eps3={"server_learning_rate": 0.1},
+        eps3={"server_learning_rate": 0.033},
     )
 
 
@@ -75,9 +76,9 @@ def intents_multidogo_unseen(folder: Path) -> Dataset:
         table[(table.split == "train") | ~table.text.isin(seen)],
         subject="conversation",
         baseline=0.8504,
-        no_privacy=_FREE,
+        no_privacy=_FREE_CUSTOMERS,
         eps8={},
-        eps3={"server_learning_rate": 0.1},
+        eps3={"server_learning_rate": 0.033},
     )
 
 
@@ -89,9 +90,9 @@ def intents_crosswoz_zh(folder: Path) -> Dataset:
         language="zh",
         subject="dialogue",
         baseline=0.8768,
-        no_privacy={**_FREE, "max_grad_norm": 20.0},
-        eps8={"server_learning_rate": 0.1, "rounds": 30, "max_grad_norm": 0.5},
-        eps3={"server_learning_rate": 0.1, "rounds": 30, "max_grad_norm": 0.5},
+        no_privacy=_FREE_CUSTOMERS,
+        eps8={"server_learning_rate": 0.033, "rounds": 30, "max_grad_norm": 1.5},
+        eps3={"server_learning_rate": 0.033, "rounds": 30, "max_grad_norm": 1.5},
     )
 
 
@@ -117,7 +118,7 @@ def _dataset(
     learned, asked = table[table.split == "train"], table[table.split == "test"]
     schema = service.schema(sorted(set(learned.label)), language=language)
     train: Rows = texts.rows(learned, learned.label, subject)
-    length = schema.width * schema.label.outputs
+    length = (schema.width + 1) * schema.label.outputs
     unit: Unit = "customer" if subject else "record"
     return Dataset(
         name=name,

@@ -69,7 +69,8 @@ def settings(
     def local(own: Mapping[str, Any]) -> dict[str, Any]:
         clip = own.get("max_grad_norm", task["max_grad_norm"])
         longest = clip * (float(units.max()) + _MOST_NOISE * math.sqrt(length)) / float(units.mean())
-        return {"placement": "local", "steps": 1, "accept_little_signal": True, "clip": 1.1 * longest, **own}
+        clip = 1.1 * task["learning_rate"] * longest
+        return {"placement": "local", "steps": 1, "accept_little_signal": True, "clip": clip, **own}
 
     def shared(own: Mapping[str, Any]) -> dict[str, Any]:
         clip = own.get("max_grad_norm", task["max_grad_norm"])

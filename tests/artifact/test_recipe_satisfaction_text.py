@@ -43,7 +43,7 @@ def test_a_step_of_the_recipes_task_tells_a_good_chinese_review_from_a_bad_one()
 
 @pytest.mark.parametrize("schema", [REVIEWS, TWEETS], ids=["binary", "classes"])
 def test_the_task_settles_within_its_epsilon(schema):
-    length = schema.width * schema.label.outputs
+    length = (schema.width + 1) * schema.label.outputs
     spec = tasks.build_spec(**satisfaction_text.TASK)
     terms = tasks.settle(spec, length)
     assert (terms.unit, terms.placement) == ("record", "shared")

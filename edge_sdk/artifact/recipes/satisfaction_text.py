@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from edge_sdk.artifact.recipes.texts import Language, bare_classifier, text_field
+from edge_sdk.artifact.recipes.texts import Language, text_classifier, text_field
 from edge_sdk.artifact.schema import Label, Schema, check_schema
 
 WIDTH: Final[dict[Language, int]] = {"en": 4096, "zh": 16384}
@@ -22,12 +22,12 @@ TASK: Final[dict[str, Any]] = {
     "delta": 1e-5,
     "rounds": 60,
     "sample_rate": 1.0,
-    "n_max": 300,
+    "n_max": 200,
     "units_per_device": 500,
-    "max_grad_norm": 1.0,
-    "learning_rate": 1.0,
+    "max_grad_norm": 3.0,
+    "learning_rate": 0.33,
     "server_optimizer": "adam",
-    "server_learning_rate": 0.3,
+    "server_learning_rate": 0.1,
     "metric": "accuracy",
     "release_every": 20,
     "profile": "P32",
@@ -51,4 +51,4 @@ def schema(
 
 def model(schema: Schema, seed: int) -> bytes:  # noqa: ARG001 - every recipe takes a seed
     """Logistic or softmax regression that starts at zero; the seed changes nothing. Raises SchemaError."""
-    return bare_classifier(schema)
+    return text_classifier(schema)
