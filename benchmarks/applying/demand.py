@@ -44,7 +44,7 @@ def _bikeshare(folder: Path) -> Dataset:
         validate_from="2014-09-15",
         baseline=0.3634,
         words="ridge on log lags, pooled; seasonal naive 0.5162; the same ridge per kiosk 0.3782",
-        settings=_settings("demand-bikeshare", clients=70, units=308, rounds=100),
+        settings=_settings("demand-bikeshare", clients=70, units=308, rounds=100, rate=0.01),
     )
 
 
@@ -85,7 +85,7 @@ SETS: Final[Mapping[str, Callable[[Path], Dataset]]] = {
 }
 
 
-def _settings(name: str, *, clients: int, units: int, rounds: int, rate: float = 0.02) -> dict[str, dict[str, Any]]:
+def _settings(name: str, *, clients: int, units: int, rounds: int, rate: float) -> dict[str, dict[str, Any]]:
     """One step a round over all days of all sites, in all settings. `units`: the most days of one site.
 
     Two thirds of the steps at epsilon 3 and half under local noise, where a step costs more noise than it brings.
