@@ -96,7 +96,7 @@ class GraphModule(nn.Module):
         self.sites = nn.ModuleList()
         self._slots: dict[str, Slot] = {}
         self._steps: list[Step] = []
-        self._output = model.outputs[0].name
+        self.output = model.outputs[0].name
         tensors = trainable_tensors(model)
         self._shapes = {tensor.name: tensor.dims for tensor in tensors}
         self._constants = {
@@ -113,10 +113,14 @@ class GraphModule(nn.Module):
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The graph's first output for a batch of named inputs."""
+        return self.values(inputs)[self.output]
+
+    def values(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Every value of the graph by name, the inputs included."""
         values: dict[str, torch.Tensor] = {**self._constants, **inputs}
         for step in self._steps:
             values[step.output] = step.run([values[name] if name else None for name in step.inputs])
-        return values[self._output]
+        return values
 
     def update_vector(self) -> Vector:
         """All trainable weights, float32 [d]: order of "fl.trainable", layout of ONNX."""
