@@ -1,4 +1,4 @@
-"""`aggregator init | serve | enroll-token | devices | task | analytics | status | renew | audit | evidence | demo`.
+"""`aggregator init | serve | enroll-token | devices | task | analytics | status | renew | audit | evidence | …`.
 
 Says what went wrong in one line and the remedy in another, and exits with 2. Never shows a traceback for what an
 operator can put right.
@@ -100,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     from aggregator.evidence.commands import add_evidence
 
     add_evidence(commands, _add)
+    from aggregator.rehearsal.command import add_rehearse
+
+    add_rehearse(commands, _add)
     return parser
 
 
