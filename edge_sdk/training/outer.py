@@ -35,7 +35,7 @@ class _Piece:
 
 @dataclass(frozen=True)
 class Outer:
-    """Rows as the outer part sees them. inputs [n, m], offset [n, K] and weights [m, K] float32; m counts the biases."""
+    """Rows as the outer part sees them: inputs [n, m], offset [n, K] and weights [m, K], float32. m counts biases."""
 
     inputs: Floats
     offset: Floats
@@ -127,7 +127,8 @@ def _without(vector: Floats, places: dict[str, tuple[int, tuple[int, ...]]], pie
 
 def _values(module: GraphModule, features: Features, names: Any) -> tuple[Floats, dict[str, Floats]]:
     """The outputs [n, K] and the named values [n, *] of all rows."""
-    rows, outputs, values = len(next(iter(features.values()))), [], {name: [] for name in names}
+    rows, outputs = len(next(iter(features.values()))), []
+    values: dict[str, list[Floats]] = {name: [] for name in names}
     with torch.no_grad():
         for start in range(0, rows, _PASS_ROWS):
             part = {name: value[start : start + _PASS_ROWS] for name, value in features.items()}

@@ -75,7 +75,7 @@ def personalise(
     seed: int = 0,
     subjects: npt.NDArray[np.int64] | None = None,
     sure: float = SURE,
-    on_step: OnStep = lambda step, steps: None,
+    on_step: OnStep = lambda _step, _steps: None,
 ) -> Personal:
     """Train the ONNX file `data` on a device's rows. A negative subject is nobody's: its row is a unit of its own.
 

@@ -1,14 +1,14 @@
 """Weights of a linear part that fit some rows and are held near given ones, along a path of falling pulls.
 
-Least sum over rows of loss(offset + Z W) + pull / 2 |W - start|^2, by L-BFGS with the rows' own scales; each pull begins
-where the one before ended. The pull is a Gaussian prior around `start` (ridge regression where that is zero). Wide
+Least sum over rows of loss(offset + Z W) + pull / 2 |W - start|^2, by L-BFGS in the rows' own scales; each pull
+begins where the one before ended. The pull is a Gaussian prior around `start` (ridge regression where that is zero). Wide
 rows are turned into their principal directions once, which changes neither the pull nor the result and makes n rows of
 m > n columns n wide. Draws nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -108,8 +108,8 @@ class Fit:
             weights = leaf * scale
             losses = self._loss(self._base + self._z @ weights, self._labels)
             total = (losses * self._counted).sum() + pull / 2 * (weights**2).sum()
-            total.backward()
+            total.backward()  # type: ignore[no-untyped-call] # torch has no annotation here
             return total
 
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[no-untyped-call] # as above
         return (leaf * scale).detach()
