@@ -97,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     from aggregator.analytics_commands import add_analytics
 
     add_analytics(commands, _add)
+    from aggregator.answer_commands import add_answers
+
+    add_answers(commands, _add, _Parser)
     from aggregator.evidence.commands import add_evidence
 
     add_evidence(commands, _add)

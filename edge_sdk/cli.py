@@ -1,4 +1,4 @@
-"""`edge-sdk enroll | run | status | predict | training | explain | card | export | forget`: one device in a shell.
+"""`edge-sdk enroll | run | status | predict | answer | training | explain | card | export | forget`: a device.
 
 Says what went wrong in one line and the remedy in another, and exits with 2; no traceback for what a user can put
 right. `status` and `predict` only read, so they work while `run` runs, and without any connection.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -25,8 +26,9 @@ from typing import TYPE_CHECKING, Any, Final
 from edge_sdk.config import IDENTITY, Config, ConfigError, load
 
 if TYPE_CHECKING:
+    from edge_sdk.artifact.schema import Schema
     from edge_sdk.examples_store import ExamplesStore
-    from edge_sdk.inference import Answer
+    from edge_sdk.inference import Answer, ServedModel
 
 FAILED: Final = 2
 Command = Callable[[argparse.Namespace], int]
@@ -123,6 +125,11 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("task")
     predict.add_argument("--json-record", required=True, metavar="JSON", help="the record's fields as a JSON object")
     predict.add_argument("--json", action="store_true")
+    answer = _command(commands, "answer", _answer, "what to say to a customer's text: a signed answer, or a person")
+    answer.add_argument("text")
+    answer.add_argument("--task", required=True)
+    answer.add_argument("--language", default="en", help="of the answer, such as en or zh (default: en)")
+    answer.add_argument("--json", action="store_true")
     from edge_sdk.audit_commands import add_commands
 
     add_commands(commands, _command)
@@ -310,16 +317,10 @@ def _examples(config: Config) -> Iterator[ExamplesStore]:
 
 
 def _predict(chosen: argparse.Namespace) -> int:
-    from edge_sdk.device_status import installed_models
-
-    models = installed_models(_enrolled(chosen.home).home)
-    if chosen.task not in models:
-        known = ", ".join(models) or "none"
-        raise CommandError(
-            f"no model for task {chosen.task!r} (tasks with one: {known})", "`edge-sdk run` fetches it once connected"
-        )
-    record = _record(chosen.json_record)
-    answer = _answered(models[chosen.task], record)
+    config = _enrolled(chosen.home)
+    model, again = _installed(config, chosen.task)
+    record = _with_windows(config, chosen.task, model.schema, _record(chosen.json_record))
+    answer = _answered(model, again, record)
     if chosen.json:
         ranked = [{"label": label, "score": score} for label, score in answer.ranked]
         version = {"model_version": answer.model_version, "model_sha256": answer.model_sha256}
@@ -330,17 +331,62 @@ def _predict(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _answered(installed: Mapping[str, Any], record: dict[str, Any]) -> Answer:
+def _answer(chosen: argparse.Namespace) -> int:
+    from edge_sdk import answering, stored_answers
+
+    home = _enrolled(chosen.home).home
+    model, again = _installed(_enrolled(chosen.home), chosen.task)
+    listed = stored_answers.load(home, chosen.task)
+    record = answering.record_of(model.schema, chosen.text)
+    ranked = _answered(model, again, record).ranked
+    answers = None if listed is None else answering.Answers(listed)
+    reply = answering.reply(answers, model.schema, record, ranked, chosen.language)
+    if chosen.json:
+        print(json.dumps(dataclasses.asdict(reply), ensure_ascii=False))
+        return 0
+    print(reply.text)
+    why = f", a person takes over: {reply.reason}" if reply.handed_over else ""
+    print(f"{reply.intent}  {reply.confidence:.3f}{why}", file=sys.stderr)
+    return 0
+
+
+def _installed(config: Config, task: str) -> tuple[ServedModel, str]:
+    """The installed model of a task, opened, and what to do where it does not answer."""
+    from edge_sdk.device_status import installed_models
     from edge_sdk.inference import BadModel, open_model
 
-    path = Path(installed["file"])
+    models = installed_models(config.home)
+    if task not in models:
+        known = ", ".join(models) or "none"
+        raise CommandError(
+            f"no model for task {task!r} (tasks with one: {known})", "`edge-sdk run` fetches it once connected"
+        )
+    path = Path(models[task]["file"])
     again = f"remove {path.parent}; `edge-sdk run` fetches the model again"
     try:
-        model = open_model(path.read_bytes(), installed["version"])
+        return open_model(path.read_bytes(), models[task]["version"]), again
     except FileNotFoundError as error:
         raise CommandError(f"the model's file {path} is missing", again) from error
     except BadModel as error:
         raise CommandError(f"the model's file {path} is damaged", again) from error
+
+
+def _with_windows(config: Config, task: str, schema: Schema, record: dict[str, Any]) -> Mapping[str, Any]:
+    """The record with the windows that it leaves out, from the device's own store."""
+    from edge_sdk.windows import Windows, own_fields
+
+    if all(own.name in record for own in own_fields(schema)) or not (config.home / "examples.db").exists():
+        return record
+    windows = Windows()
+    with _examples(config) as examples:
+        windows.load(examples.windows.read(), examples.name)
+    try:
+        return windows.for_prediction(task, schema, record, None)
+    except ValueError as error:
+        raise CommandError(str(error), "record more, or give the window in the record") from error
+
+
+def _answered(model: ServedModel, again: str, record: Mapping[str, Any]) -> Answer:
     try:
         return model.predict([record])[0]
     except ValueError:

@@ -24,9 +24,11 @@ from edge_sdk.engine import Engine
 from edge_sdk.governor import Governor
 
 if TYPE_CHECKING:
+    from edge_sdk.answering import Answers, Reply
     from edge_sdk.artifact.schema import Schema
     from edge_sdk.identity.enrolment import Identity
-    from edge_sdk.inference import Models
+    from edge_sdk.inference import Answer as Prediction
+    from edge_sdk.inference import Models, ServedModel
     from edge_sdk.recorder import Recorder
     from edge_sdk.surroundings import Surroundings
     from edge_sdk.transport.interface import Transport
@@ -141,11 +143,9 @@ class EdgeClient:
         filled with the labels recorded so far, those of `subject` alone where one is named.
         """
         try:
-            self._wait_for(task)
-            model, kept = self._served().current(task), dict(fields)
-            (result,) = model.predict([self._filled(task, model.schema, kept, subject)])
+            _, kept, result = self._predicted(task, fields, subject)
         except Exception as error:
-            return Answer(error=f"{type(error).__name__}: {error}"[:500])
+            return Answer(error=_said(error))
         return Answer(
             result.ranked,
             model_version=result.model_version,
@@ -155,7 +155,41 @@ class EdgeClient:
             ),
         )
 
-    def _filled(self, task: str, schema: Schema, fields: dict[str, Any], subject: str | None) -> Mapping[str, Any]:
+    def answer(
+        self, task: str, fields: Mapping[str, Any] | str, language: str = "en", subject: str | None = None
+    ) -> Reply:
+        """What to say: the operator's signed answer to the recognised intent, or that a person takes over.
+
+        `fields`: the record, or the text alone where the task reads one. Local and offline as `predict`. Never raises:
+        without a model or a list, and where something fails, `Reply.handed_over` is True and `text` says so politely.
+        """
+        from edge_sdk import answering
+
+        try:
+            model, record, result = self._predicted(task, fields, subject)
+            return answering.reply(self._answers(task), model.schema, record, result.ranked, language)
+        except Exception as error:
+            return answering.failed(self._answers(task), language, _said(error))
+
+    def _answers(self, task: str) -> Answers | None:
+        """The operator's list; None without one, and for what cannot name a task."""
+        with contextlib.suppress(Exception):
+            return self._served().answers.get(task)
+        return None
+
+    def _predicted(
+        self, task: str, fields: Mapping[str, Any] | str, subject: str | None
+    ) -> tuple[ServedModel, dict[str, Any], Prediction]:
+        """The model in service, the record as the app gave it, and what the model says. Raises whatever is wrong."""
+        from edge_sdk.answering import record_of
+
+        self._wait_for(task)
+        model = self._served().current(task)
+        record = record_of(model.schema, fields)
+        (result,) = model.predict([self._filled(task, model.schema, record, subject)])
+        return model, record, result
+
+    def _filled(self, task: str, schema: Schema, fields: Mapping[str, Any], subject: str | None) -> Mapping[str, Any]:
         """The record with the windows that the app left out. Raises UnfitValue."""
         engine = self._engine
         if engine is None:
@@ -349,6 +383,13 @@ class EdgeClient:
         self._lock = threading.Lock()
         self._forked = True
         self._engine = None
+
+
+def _said(error: Exception) -> str:
+    """What went wrong, whatever the app's own exception does when it is shown."""
+    with contextlib.suppress(Exception):
+        return f"{type(error).__name__}: {error}"[:500]
+    return type(error).__name__
 
 
 def _ignored(_: object) -> None:

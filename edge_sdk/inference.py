@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edge_sdk.answering import Answers
     from edge_sdk.artifact.schema import Schema
 
 OUTPUT = "logits"
@@ -76,6 +77,7 @@ class Models:
 
     def __init__(self) -> None:
         self._served: dict[str, ServedModel] = {}
+        self.answers: dict[str, Answers] = {}  # task -> the operator's list; one assignment swaps it
 
     def load(self, task: str, data: bytes, version: int) -> ServedModel:
         """Open a model (ONNX bytes) and put it into service at once. Raises BadModel; the old one then serves on."""

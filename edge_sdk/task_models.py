@@ -48,6 +48,7 @@ class TaskModels:
             except Exception:
                 # One unreadable model must not keep the others from serving.
                 log.exception("the model of %s could not be opened; it is fetched again at the next update", task)
+            self._open_answers(task)
         return tasks
 
     def _open(self, task: str) -> Slots:
@@ -63,6 +64,30 @@ class TaskModels:
         """Look for a newer release; verify, install and serve it. None where nothing is newer. Raises OtaError."""
         self._open(task)
         return self._activation(task).update(now)
+
+    def update_answers(self, task: str, now: float) -> int | None:
+        """Look for a newer list of answers; verify, keep and serve it: its version. None where nothing is newer.
+
+        Raises OtaError; the list in hand serves on.
+        """
+        from edge_sdk.answering import Answers
+        from edge_sdk.stored_answers import store
+
+        held = self._models.answers.get(task)
+        found = self._release_feed().fetch_answers(task, held.version if held else 0, now)
+        if found is None:
+            return None
+        version, data = found
+        self._models.answers[task] = Answers(store(self._home, task, version, data))
+        return version
+
+    def _open_answers(self, task: str) -> None:
+        from edge_sdk.answering import Answers
+        from edge_sdk.stored_answers import load
+
+        listed = load(self._home, task)
+        if listed is not None:
+            self._models.answers[task] = Answers(listed)
 
     def locked_graph(self, task: str, expected: bytes, now: float) -> bytes:
         """The graph digest (32 bytes) that the offline key locked; asked again only where it is not `expected`."""

@@ -206,6 +206,13 @@ class FakeAggregator:
         slots.close()
         return sha256
 
+    def put_answers(self, task: str, written: bytes, version: int = 1) -> None:
+        """Put a list of answers (JSON as for `aggregator answers publish`) on the disk; before the client starts."""
+        from edge_sdk import answer_list, stored_answers
+
+        data = answer_list.sealed(answer_list.read_written(written), task, version)
+        stored_answers.store(self.home, task, version, data)
+
     def lock(self, task: str, model: bytes) -> None:
         """Lock the graph of a task, as the offline key would, before the client starts; `offer_round` trains it."""
         if self._rounds is None:

@@ -131,6 +131,7 @@ class Worker:
                 log.info("task %s: model version %d (%s) is in service", task, model.version, model.sha256[:12])
                 self._report(task, "installed", f"version {model.version} {model.sha256}")
                 self._engine.note("installed", task, 0, version=model.version, sha256=model.sha256)
+            self._update_answers(task)
         except UpdateUnavailable as error:
             log.info("task %s: no update now: %s", task, error)
             again = PROBE_AGAIN_S if error.reason == "probe-timeout" else LOOK_AGAIN_S
@@ -139,6 +140,14 @@ class Worker:
         finally:
             engine.live.phase = "idle"
             engine.on_loop(lambda: engine.update_ended(task, again))
+
+    def _update_answers(self, task: str) -> None:
+        """The operator's list of answers; one that is refused leaves the model that was just installed."""
+        assert self._models is not None
+        version = self._models.update_answers(task, self._engine.now())
+        if version is not None:
+            log.info("task %s: answers version %d are in service", task, version)
+            self._report(task, "answers", f"version {version}")
 
     # -- rounds ----------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The TUF repository of a fleet: signs models, stores them, and serves byte ranges of its public files.
 
-Roles: root (2 of 3) and targets are offline; `rounds` (models only), snapshot and timestamp are online.
+Roles: root (2 of 3) and targets are offline; `rounds` (models, cards, answers), snapshot and timestamp are online.
 The offline targets role locks the graph of each task, so the online keys ship weights and never a new graph.
 It refuses a model whose graph is not the locked one, a version that does not grow, another file under a version
 already published, and any path outside its public files. A publish becomes visible in one rename, the timestamp's;
@@ -52,8 +52,11 @@ TIMESTAMP_LIFE = timedelta(days=3)
 KEPT_RELEASES = 20
 KEPT_METADATA = 8  # a device in the middle of a refresh still finds the files its timestamp named
 MAX_READ = 256 * 1024
-ROUNDS_PATHS = ("models/*/*.onnx", "cards/*/*.json")  # all that the online role may sign
+CARDS, ANSWERS = "cards/*/*.json", "answers/*/*.json"
+ROUNDS_PATHS = ("models/*/*.onnx", CARDS, ANSWERS)  # all that the online role may sign
 MAX_CARD = 64 * 1024
+MAX_ANSWERS = 2**20
+KEPT_ANSWERS = 5
 SIGNED_AT = "x-signed-at"  # seconds since 1970 inside signed metadata: the device's floor of time
 
 _TASK = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
@@ -133,7 +136,7 @@ class Repository:
             self._write_target(target, data)
             targets = self._load(Targets, TARGETS_NAME)
             targets.targets[target.path] = target
-            _allow_cards(targets)
+            _delegate_all(targets)
             self._commit({TARGETS_NAME: (targets, TARGETS_LIFE, [key])}, now)
 
     def locked_graph(self, task: str) -> dict[str, Any] | None:
@@ -170,6 +173,40 @@ class Repository:
             release = Release(task, version, hashlib.sha256(model).hexdigest(), len(model), words | digest)
             self._publish(release, model, card, now)
         return release
+
+    def publish_answers(self, task: str, version: int, data: bytes, now: float) -> None:
+        """Sign and store one list of answers. The same version with the same bytes again changes nothing.
+
+        Raises ReleaseRefused.
+        """
+        _check_task(task)
+        if len(data) > MAX_ANSWERS:
+            raise ReleaseRefused(f"{len(data)} bytes of answers: keep them below {MAX_ANSWERS}", reason="too-large")
+        target = TargetFile.from_data(f"answers/{task}/{version}.json", data, ["sha256"])
+        target.unrecognized_fields["custom"] = {"version": str(version)}
+        with exclusive(self._online / "lock"):
+            if not self._is_delegated(ANSWERS):
+                raise ReleaseRefused("this repository is older than answers: run `aggregator renew`", reason="renew")
+            known = self.answers(task)
+            if known.get(version, b"") == data:
+                return
+            if version <= max(known, default=0):
+                raise ReleaseRefused(f"answers {version} of {task} are not newer: publish a higher one", reason="old")
+            self._write_target(target, data)
+            rounds = self._load(Targets, "rounds")
+            rounds.targets[target.path] = target
+            for old in sorted(known)[: 1 - KEPT_ANSWERS]:
+                del rounds.targets[f"answers/{task}/{old}.json"]
+            self._commit({"rounds": (rounds, ONLINE_LIFE, [self._keys.rounds])}, now)
+            self._sweep()
+
+    def answers(self, task: str) -> dict[int, bytes]:
+        """Every list of answers of a task still listed (at most 5), oldest first: version -> as it was signed."""
+        prefix, targets = f"answers/{task}/", self._load(Targets, "rounds").targets
+        listed = {
+            int(path.removeprefix(prefix).split(".")[0]): t for path, t in targets.items() if path.startswith(prefix)
+        }
+        return {version: self._target_file(listed[version]).read_bytes() for version in sorted(listed)}
 
     def latest(self, task: str) -> Release | None:
         """The newest release of a task, or None before the first."""
@@ -237,7 +274,7 @@ class Repository:
             root.unrecognized_fields[SIGNED_AT] = int(now)
             _write_signed(self._metadata, "root", root, root_keys)
             targets = self._load(Targets, TARGETS_NAME)
-            _allow_cards(targets)
+            _delegate_all(targets)
             self._commit({TARGETS_NAME: (targets, TARGETS_LIFE, [targets_key])}, now)
 
     def offline_expiry(self) -> dict[str, float]:
@@ -290,7 +327,7 @@ class Repository:
         self._write_target(target, model)
         rounds = self._load(Targets, "rounds")
         rounds.targets[target.path] = target
-        if card and self._cards_are_allowed():
+        if card and self._is_delegated(CARDS):
             described = TargetFile.from_data(release.card_path, card, ["sha256"])
             self._write_target(described, card)
             rounds.targets[described.path] = described
@@ -300,11 +337,11 @@ class Repository:
         self._commit({"rounds": (rounds, ONLINE_LIFE, [self._keys.rounds])}, now)
         self._sweep()
 
-    def _cards_are_allowed(self) -> bool:
-        """A repository older than cards gets the delegation with the next signature of the offline targets key."""
+    def _is_delegated(self, paths: str) -> bool:
+        """A repository older than cards or answers gets the delegation with the next signature of the offline key."""
         delegations = self._load(Targets, TARGETS_NAME).delegations
         roles = delegations.roles if delegations is not None else None
-        return roles is not None and ROUNDS_PATHS[1] in (roles["rounds"].paths or ())
+        return roles is not None and paths in (roles["rounds"].paths or ())
 
     def _commit(self, roles: Mapping[str, tuple[Targets, timedelta, Sequence[CryptoSigner]]], now: float) -> None:
         snapshot, timestamp = self._load_snapshot(), self._load_timestamp()
@@ -324,9 +361,9 @@ class Repository:
         return self._targets / target.get_prefixed_paths()[0]
 
     def _sweep(self) -> None:
-        """Remove models no longer listed and metadata that no device can still be reading."""
+        """Remove targets no longer listed and metadata that no device can still be reading."""
         listed = {self._target_file(t) for t in self._load(Targets, "rounds").targets.values()}
-        for file in (*self._targets.glob("models/*/*"), *self._targets.glob("cards/*/*")):
+        for file in (found for kind in ("models", "cards", "answers") for found in self._targets.glob(f"{kind}/*/*")):
             if file not in listed:
                 file.unlink(missing_ok=True)
         for role in ("rounds", "snapshot"):
@@ -381,12 +418,12 @@ def _first_root(roots: Sequence[CryptoSigner], targets: CryptoSigner, online: On
 
 def _first_targets(online: OnlineKeys, now: float) -> Targets:
     key: Key = online.rounds.public_key
-    # A TUF pattern's star stays within one folder: every model and card of every task, and nothing else.
+    # A TUF pattern's star stays within one folder: every model, card and answers of every task, no more.
     role = DelegatedRole("rounds", [key.keyid], 1, terminating=True, paths=[*ROUNDS_PATHS])
     return Targets(expires=_after(now, TARGETS_LIFE), delegations=Delegations({key.keyid: key}, {"rounds": role}))
 
 
-def _allow_cards(targets: Targets) -> None:
+def _delegate_all(targets: Targets) -> None:
     """Bring an older repository's delegation up to date, where the offline key signs anyway."""
     if targets.delegations is not None and targets.delegations.roles:
         targets.delegations.roles["rounds"].paths = [*ROUNDS_PATHS]

@@ -29,6 +29,7 @@ SIGNED_AT = "x-signed-at"
 DAY_S = 86_400
 _MAX_LOCK_BYTES = 16 * 1024
 _MAX_CARD_BYTES = 64 * 1024
+_MAX_ANSWERS_BYTES = 2**20
 
 
 class GraphLock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -127,6 +128,30 @@ class ReleaseFeed:
             flush(temporary)
             move_durably(temporary, destination)
 
+    def fetch_answers(self, task: str, held: int, now: float) -> tuple[int, bytes] | None:
+        """The newest list of answers of `task`: its version and its verified bytes; None where `held` is the newest.
+
+        Raises as `check_for_update`; UpdateRefused ("rollback") where only older ones than `held` are listed.
+        """
+        with self._border(now):
+            updater = self._refreshed(now)
+            updater.get_targetinfo(f"answers/{task}/0.json")  # never published; makes TUF load the delegation
+            version = max(self._listed("answers", task, "json"), default=0)
+            if 0 < version < held:
+                raise UpdateRefused(f"answers {version} of {task} are older than {held}", reason="rollback")
+            target = updater.get_targetinfo(f"answers/{task}/{version}.json") if version > held else None
+            if target is None:
+                return None
+            custom = target.custom if isinstance(target.custom, dict) else {}
+            if target.length > _MAX_ANSWERS_BYTES or custom.get("version") != str(version):
+                raise UpdateRefused(f"answers {version} of {task} do not describe themselves", reason="malformed")
+            temporary = self._locks / f"{task}.answers.new"
+            try:
+                updater.download_target(target, str(temporary))
+                return version, temporary.read_bytes()
+            finally:
+                temporary.unlink(missing_ok=True)
+
     def locked_graph(self, task: str, now: float) -> bytes:
         """The graph digest (32 bytes) that the offline key locked for `task`. Raises as `check_for_update`."""
         with self._border(now):
@@ -151,17 +176,17 @@ class ReleaseFeed:
 
     def _newest(self, updater: Updater, task: str, above: int, refused: Collection[str]) -> Candidate | None:
         updater.get_targetinfo(f"models/{task}/0.onnx")  # never published; makes TUF load and verify the delegation
-        for version in self._listed_versions(task):
+        for version in self._listed("models", task, "onnx"):
             target = updater.get_targetinfo(f"models/{task}/{version}.onnx") if version > above else None
             if target is not None and target.hashes.get("sha256") not in refused:
                 return _candidate(task, version, target)
         return None
 
-    def _listed_versions(self, task: str) -> list[int]:
+    def _listed(self, kind: str, task: str, ending: str) -> list[int]:
         """Versions named in the local copy of the delegated metadata; each is still asked of TUF by name."""
         file = self._metadata / "rounds.json"
         names = _parsed(file.read_bytes()).signed.targets if file.exists() else {}
-        found = (re.fullmatch(rf"models/{re.escape(task)}/([1-9][0-9]{{0,14}})\.onnx", name) for name in names)
+        found = (re.fullmatch(rf"{kind}/{re.escape(task)}/([1-9][0-9]{{0,14}})\.{ending}", name) for name in names)
         return sorted((int(match[1]) for match in found if match), reverse=True)
 
     def _fetch_card(self, updater: Updater, candidate: Candidate, destination: Path) -> None:

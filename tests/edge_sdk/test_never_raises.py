@@ -7,11 +7,16 @@ import time
 import pytest
 
 from edge_sdk.answer import Answer
-from edge_sdk.artifact.schema import Label, NumberField, Schema
+from edge_sdk.artifact.schema import Label, NumberField, Schema, SeriesField
 from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.testing import FakeAggregator
 
 MODEL = tabular_classifier(Schema((NumberField("calls"),), Label("churn", "binary", ("stays", "leaves"))), [4], seed=1)
+WINDOWED = tabular_classifier(
+    Schema((SeriesField("recent", 4, key="site", time="day"), NumberField("rain")), Label("visitors", "number")),
+    [],
+    seed=1,
+)
 
 
 class Unspeakable:
@@ -37,6 +42,27 @@ def test_forgetting_something_that_is_no_text_is_told_and_does_not_raise(tmp_pat
         assert fl.flush(5.0)
         assert fl.status()["phase"] != "failed"
     assert "own mistake" in str(told[0])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("given", [None, 7, "text", b"x", [], {}, {"calls": object()}, {1: 2}, Unspeakable(), "\ud800"])
+def test_predictions_and_replies_come_back_whatever_is_asked(tmp_path, given):
+    with FakeAggregator(tmp_path) as fake:
+        fake.install("churn", MODEL)
+        fake.install("demand", WINDOWED)
+        with fake.client() as fl:
+            for task in ("churn", "demand", "nobody", given):
+                assert not fl.predict(task, given).available
+                assert not fl.predict(task, {"calls": [given]}, subject=given).available
+                for language in ("en", "zh", given):
+                    reply = fl.answer(task, given, language)
+                    assert reply.handed_over
+                    assert isinstance(reply.text, str)
+                    assert reply.text
+            for key in ("site", "day", "rain"):
+                fl.record("demand", {"site": "a", "day": "2024-05-01", "rain": 1.0, key: given}, given, given)
+            assert fl.flush(5.0)
+            assert fl.status()["phase"] != "failed"
 
 
 def test_a_prediction_at_the_start_waits_for_its_own_task_only(tmp_path):
