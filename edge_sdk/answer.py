@@ -9,7 +9,7 @@ from typing import Any
 class Answer:
     """One prediction, best label first. `available` is False where there is none, and `error` says why."""
 
-    __slots__ = ("_feedback", "error", "model_sha256", "model_version", "ranked")
+    __slots__ = ("_feedback", "_pushes", "error", "interval", "model_sha256", "model_version", "ranked")
 
     def __init__(
         self,
@@ -19,8 +19,15 @@ class Answer:
         model_sha256: str = "",
         error: str = "",
         feedback: Callable[[Any, str | None, int], None] | None = None,
+        interval: tuple[float, float] | None = None,
+        pushes: Callable[[], list[tuple[str, float]]] | None = None,
     ) -> None:
-        """`ranked`: (label, score) pairs, best first; `model_sha256` is hex."""
+        """`ranked`: (label, score) pairs, best first; `model_sha256` is hex.
+
+        `interval`: (low, high) in the label's units where the model tells one, such as the bounds that eight of ten
+        demands lie between; else None. `pushes()` gives what `why` shows.
+        """
+        self.interval, self._pushes = interval, pushes
         self.ranked, self.model_version, self.model_sha256, self.error = ranked, model_version, model_sha256, error
         self._feedback = feedback
 
@@ -46,6 +53,17 @@ class Answer:
         """The k best (label, score) pairs; none where `k` is no number."""
         try:
             return list(self.ranked[: max(0, int(k))])
+        except Exception:
+            return []
+
+    def why(self, k: int = 3) -> list[tuple[str, float]]:
+        """The k fields that pushed this prediction most, with how far; [] where that cannot be told. Never raises.
+
+        A push above 0 speaks for what was predicted (of two labels: for the second), one below 0 against it. It is
+        worked out when asked for, by asking the model once more; it says how the model decides, not what causes what.
+        """
+        try:
+            return [] if self._pushes is None else self._pushes()[: max(0, int(k))]
         except Exception:
             return []
 

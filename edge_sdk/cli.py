@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edge_sdk.inference import Answer, ServedModel
 
 FAILED: Final = 2
+WHY: Final = 3  # fields shown
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -125,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("task")
     predict.add_argument("--json-record", required=True, metavar="JSON", help="the record's fields as a JSON object")
     predict.add_argument("--json", action="store_true")
+    predict.add_argument("--why", action="store_true", help="the fields that pushed the prediction")
     answer = _command(commands, "answer", _answer, "what to say to a customer's text: a signed answer, or a person")
     answer.add_argument("text")
     answer.add_argument("--task", required=True)
@@ -324,10 +326,15 @@ def _predict(chosen: argparse.Namespace) -> int:
     if chosen.json:
         ranked = [{"label": label, "score": score} for label, score in answer.ranked]
         version = {"model_version": answer.model_version, "model_sha256": answer.model_sha256}
-        print(json.dumps({"label": answer.label, "score": answer.score, "ranked": ranked, **version}))
+        more = {"interval": answer.interval, "why": answer.pushes()} if chosen.why else {"interval": answer.interval}
+        print(json.dumps({"label": answer.label, "score": answer.score, "ranked": ranked, **more, **version}))
         return 0
     for label, score in answer.top(3):
         print(f"{label}  {score:.3f}")
+    if answer.interval is not None:
+        print("between  {:.3f} and {:.3f}".format(*answer.interval))
+    if chosen.why:
+        print(*(f"pushed by {name}  {push:+.3f}" for name, push in answer.pushes()[:WHY]), sep="\n")
     return 0
 
 

@@ -153,6 +153,8 @@ class EdgeClient:
             feedback=lambda label, whose, consent: self.record(
                 task, kept, label, subject if whose is None else whose, consent
             ),
+            interval=result.interval,
+            pushes=result.pushes,
         )
 
     def answer(

@@ -7,9 +7,11 @@ onnxruntime is loaded with the first model, never by importing this module.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,13 +29,24 @@ class BadModel(Exception):
     """The file cannot be served: it does not load, or holds no record schema."""
 
 
+def no_pushes() -> list[tuple[str, float]]:
+    """Of an answer that nobody can explain."""
+    return []
+
+
 @dataclass(frozen=True)
 class Answer:
-    """One prediction. `ranked` holds (label, score) from best to worst; `model_sha256` is hex."""
+    """One prediction. `ranked` holds (label, score) from best to worst; `model_sha256` is hex.
+
+    `interval`: the outer quantiles of a number that has them. `pushes()`: `edge_sdk.artifact.pushes`, when asked for.
+    """
 
     ranked: tuple[tuple[str, float], ...]
     model_version: int
     model_sha256: str
+    interval: tuple[float, float] | None = None
+    pushes: Callable[[], list[tuple[str, float]]] = field(default=no_pushes, repr=False, compare=False)
+    personal: bool = False  # by this device's own version of that model
 
     @property
     def label(self) -> str:
@@ -57,19 +70,37 @@ class ServedModel:
     session: Any
     schema: Schema
     version: int
-    sha256: str
+    sha256: str  # of the release, for a personal version too
+    fleet: ServedModel | None = None  # the release itself, where this is a personal version of it
+
+    @property
+    def personal(self) -> bool:
+        """True where this device trained the weights for itself."""
+        return self.fleet is not None
 
     def __repr__(self) -> str:
         return f"ServedModel(version={self.version}, sha256={self.sha256[:12]}...)"
 
     def predict(self, records: Sequence[Mapping[str, Any]]) -> list[Answer]:
         """One answer a record, in order. Raises RecordError naming the field that does not fit."""
-        from edge_sdk.artifact.features import decide, features
+        from edge_sdk.artifact.features import decide, features, intervals
 
         if not records:
             return []
         (logits,) = self.session.run([OUTPUT], features(self.schema, records))
-        return [Answer(tuple(ranked), self.version, self.sha256) for ranked in decide(self.schema, logits, records)]
+        between: Sequence[tuple[float, float] | None] | None = intervals(self.schema, logits, records)
+        found = zip(decide(self.schema, logits, records), between or [None] * len(records), records, strict=True)
+        return [
+            Answer(tuple(ranked), self.version, self.sha256, interval, partial(self.pushes, record), self.personal)
+            for ranked, interval, record in found
+        ]
+
+    def pushes(self, record: Mapping[str, Any]) -> list[tuple[str, float]]:
+        """(field, how far it moved the prediction), the strongest first. Raises RecordError."""
+        from edge_sdk.artifact.features import INPUT
+        from edge_sdk.artifact.pushes import pushes
+
+        return pushes(self.schema, lambda rows: self.session.run([OUTPUT], {INPUT: rows})[0], record)
 
 
 class Models:
@@ -84,6 +115,21 @@ class Models:
         served = open_model(data, version)
         self._served[task] = served
         return served
+
+    def load_personal(self, task: str, data: bytes, release: str) -> None:
+        """Serve a personal version of the release with this SHA-256 (hex), while that one serves. Raises BadModel."""
+        served = self._served.get(task)
+        fleet = served.fleet or served if served is not None else None
+        if fleet is None or fleet.sha256 != release:
+            return
+        opened = open_model(data, fleet.version)
+        self._served[task] = dataclasses.replace(opened, sha256=fleet.sha256, fleet=fleet)
+
+    def drop_personal(self, task: str) -> None:
+        """Serve the release itself again, where a personal version served."""
+        served = self._served.get(task)
+        if served is not None and served.fleet is not None:
+            self._served[task] = served.fleet
 
     def unload(self, task: str) -> None:
         """Take a task's model out of service, if there is one."""

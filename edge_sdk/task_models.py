@@ -36,6 +36,7 @@ class TaskModels:
         self._activations: dict[str, Activation] = {}
         self._feed: ReleaseFeed | None = None
         self._locked: dict[str, bytes] = {}
+        self._files: dict[str, Path] = {}  # of the models in service
 
     def open(self) -> list[str]:
         """Put the last good model of every known task into service; returns the tasks."""
@@ -44,11 +45,11 @@ class TaskModels:
         tasks = sorted(path.name for path in folder.iterdir() if path.is_dir())
         for task in tasks:
             try:
+                self._open_answers(task)  # first: whoever waits for the model finds them there
                 self._open(task)
             except Exception:
                 # One unreadable model must not keep the others from serving.
                 log.exception("the model of %s could not be opened; it is fetched again at the next update", task)
-            self._open_answers(task)
         return tasks
 
     def _open(self, task: str) -> Slots:
@@ -120,6 +121,11 @@ class TaskModels:
             self._models.unload(task)
         else:
             self._models.load(task, model.path.read_bytes(), model.version)
+            self._files[task] = model.path
+
+    def release(self, task: str) -> bytes:
+        """The ONNX bytes of the release in service. Raises KeyError without one, OSError."""
+        return self._files[task].read_bytes()
 
     def _request(self, path: str, offset: int, length: int) -> Block:
         return self._request_many([(path, offset, length)])[0]
