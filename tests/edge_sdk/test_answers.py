@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +164,12 @@ def test_a_damaged_file_gives_way_to_the_list_before(tmp_path):
     assert (folder / BEFORE).exists()
     (folder / BEFORE).write_bytes(b"\0")
     assert load(tmp_path, "service") is None
+
+
+def test_the_list_in_the_documentation_is_one_that_can_be_published():
+    page = (Path(__file__).parents[2] / "docs" / "embedding.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```json\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    written = read_written(shown.encode())
+    labels = {answer.intent for answer in written.answers}
+    assert len(labels) == 6
+    assert unanswered(written, sorted(labels)) == {"en": [], "zh": []}

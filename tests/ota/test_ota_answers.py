@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
-from ota_fleet import NOW, RECORD, TASK, Fleet
+from ota_fleet import NOW, RECORD, TASK, Fleet, model_bytes
 
-from aggregator.releases.errors import ReleaseRefused
+from aggregator.releases.errors import ReleaseNotFound, ReleaseRefused
 from aggregator.releases.repository import ONLINE_LIFE, Repository, Targets
 from edge_sdk.answer_list import read_written, sealed
 from edge_sdk.blobs import BlobAbsent
@@ -17,6 +17,7 @@ from edge_sdk.inference import Models
 from edge_sdk.ota.errors import OtaError, UpdateRefused
 from edge_sdk.ota.fetcher import NotFound
 from edge_sdk.task_models import TUF_PREFIX, TaskModels
+from edge_sdk.testing import FakeAggregator, ManualClock
 
 
 def answers(version: int, text: str = "Stay with us.") -> bytes:
@@ -138,3 +139,37 @@ def test_signed_bytes_that_are_no_list_of_this_task_and_version_are_refused(flee
         made.update_answers(TASK, NOW)
     assert caught.value.reason == "answers-malformed"
     assert TASK not in fleet.models.answers
+
+
+def served_by(fleet: Fleet, forge: bool) -> Callable[[str], bytes | None]:
+    """The repository's files as blobs, with every list of answers forged or not."""
+
+    def blob(path: str) -> bytes | None:
+        try:
+            data = fleet.link.whole(path.removeprefix(TUF_PREFIX))
+        except ReleaseNotFound:
+            return None
+        return data.replace(b"Stay", b"Slay") if forge and "/answers/" in path else data
+
+    return blob
+
+
+@pytest.mark.parametrize("forge", [False, True])
+def test_a_client_takes_the_signed_list_over_the_wire_and_reports_a_forged_one(fleet: Fleet, forge: bool) -> None:
+    fleet.repository.publish(TASK, 1, model_bytes(1), {}, NOW)
+    fleet.repository.publish_answers(TASK, 1, answers(1), NOW)
+    root = fleet.repository_root.decode()
+    (fleet.directory / "home").mkdir()
+    with FakeAggregator(fleet.directory / "home", tuf_root=root, clock=ManualClock(NOW)) as fake:
+        fake.blobs = served_by(fleet, forge)
+        with fake.client() as fl:
+            assert fake.wait_for(lambda: bool(fl.status()["connected"]))
+            fake.hint(TASK)
+            assert fake.wait_for(lambda: {each.event for each in fake.reports()} >= {"installed"})
+            assert fake.wait_for(lambda: len(fake.reports()) >= 2)
+            last = fake.reports()[-1]
+            expected = ("update-refused", "ota-wrong-hash") if forge else ("answers", "")
+            assert (last.event, last.reason) == expected
+            assert fl.predict(TASK, RECORD).available
+            reply = fl.answer(TASK, RECORD)
+            assert reply.reason in ({"no-list"} if forge else {"", "below-threshold", "no-answer"})
