@@ -9,7 +9,7 @@ from typing import Any
 class Answer:
     """One prediction, best label first. `available` is False where there is none, and `error` says why."""
 
-    __slots__ = ("_feedback", "_pushes", "error", "interval", "model_sha256", "model_version", "ranked")
+    __slots__ = ("_feedback", "_pushes", "error", "interval", "model_sha256", "model_version", "personal", "ranked")
 
     def __init__(
         self,
@@ -21,12 +21,15 @@ class Answer:
         feedback: Callable[[Any, str | None, int], None] | None = None,
         interval: tuple[float, float] | None = None,
         pushes: Callable[[], list[tuple[str, float]]] | None = None,
+        personal: bool = False,
     ) -> None:
         """`ranked`: (label, score) pairs, best first; `model_sha256` is hex.
 
         `interval`: (low, high) in the label's units where the model tells one, such as the bounds that eight of ten
-        demands lie between; else None. `pushes()` gives what `why` shows.
+        demands lie between; else None. `pushes()` gives what `why` shows. `personal`:
+        this device's own version of that release answered (`model_sha256` stays the release's).
         """
+        self.personal = personal
         self.interval, self._pushes = interval, pushes
         self.ranked, self.model_version, self.model_sha256, self.error = ranked, model_version, model_sha256, error
         self._feedback = feedback

@@ -212,6 +212,10 @@ def _told(status: Mapping[str, Any]) -> list[str]:
     if status["revoked"]:
         lines.append("revoked   the aggregator says that this device is revoked: enrol it again with a new token")
     lines += [f"model     {task}: version {m['version']} ({m['sha256'][:12]})" for task, m in status["models"].items()]
+    lines += [
+        f"personal  {task}: {p['kind']}, from {p['rows']} examples, for this device alone"
+        for task, p in status["personal"].items()
+    ]
     lines += [f"examples  {task}: {n}" for task, n in status["examples"].items()]
     lines += [
         f"fields    {task}: left out {', '.join(f'{name} ({n})' for name, n in names.items())}"
@@ -283,9 +287,13 @@ def _export(chosen: argparse.Namespace) -> int:
 
 
 def _forget(chosen: argparse.Namespace) -> int:
+    from edge_sdk.personal import PersonalWeights
+
     config = _enrolled(chosen.home)
     with _examples(config) as examples:
         gone = examples.forget(chosen.subject)
+        for task in examples.owed():
+            PersonalWeights(config.home).forget(task)
     print(f"examples erased: {gone}; what waits to be sent and may hold them goes")
     _note_forgotten(config.home / "device.db", gone)
     return 0
@@ -326,6 +334,7 @@ def _predict(chosen: argparse.Namespace) -> int:
     if chosen.json:
         ranked = [{"label": label, "score": score} for label, score in answer.ranked]
         version = {"model_version": answer.model_version, "model_sha256": answer.model_sha256}
+        version["personal"] = answer.personal
         more = {"interval": answer.interval, "why": answer.pushes()} if chosen.why else {"interval": answer.interval}
         print(json.dumps({"label": answer.label, "score": answer.score, "ranked": ranked, **more, **version}))
         return 0
@@ -371,11 +380,25 @@ def _installed(config: Config, task: str) -> tuple[ServedModel, str]:
     path = Path(models[task]["file"])
     again = f"remove {path.parent}; `edge-sdk run` fetches the model again"
     try:
-        return open_model(path.read_bytes(), models[task]["version"]), again
+        return _personal(config, task, open_model(path.read_bytes(), models[task]["version"]), path), again
     except FileNotFoundError as error:
         raise CommandError(f"the model's file {path} is missing", again) from error
     except BadModel as error:
         raise CommandError(f"the model's file {path} is damaged", again) from error
+
+
+def _personal(config: Config, task: str, served: ServedModel, path: Path) -> ServedModel:
+    """The device's own version of the installed model, where it has one that holds."""
+    from edge_sdk.inference import personal_of
+    from edge_sdk.personal import PersonalWeights, holds, version
+
+    kept = PersonalWeights(config.home).find(task) if config.personalise else None
+    if kept is None or not kept.vector:
+        return served
+    with _examples(config) as examples:
+        erasures = examples.erasures(task)
+    data = version(path.read_bytes(), kept) if holds(kept, served.sha256, erasures, time.time()) else None
+    return served if data is None else personal_of(served, data)
 
 
 def _with_windows(config: Config, task: str, schema: Schema, record: dict[str, Any]) -> Mapping[str, Any]:

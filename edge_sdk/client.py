@@ -155,6 +155,7 @@ class EdgeClient:
             ),
             interval=result.interval,
             pushes=result.pushes,
+            personal=result.personal,
         )
 
     def answer(
@@ -331,7 +332,10 @@ class EdgeClient:
         if engine is None:
             return {"phase": "disabled", "connected": False, **status}
         live = engine.live
-        served = {t: {"version": m.version, "sha256": m.sha256} for t, m in self._served().serving().items()}
+        served = {
+            task: {"version": model.version, "sha256": model.sha256, "personal": model.personal}
+            for task, model in self._served().serving().items()
+        }
         return {
             "phase": engine.phase(),
             "connected": live.connected,

@@ -52,6 +52,9 @@ class Config:
     min_examples: int = 20
     training: bool = True  # False: this device predicts and updates, and learns nothing (also `edge-sdk training off`)
     analytics: bool = True  # False: this device answers no query (sums of statistics in place of an update)
+    # True: this device also trains a version of each model for itself alone, without noise, which never leaves it. Off
+    # until its owner says so: what one customer taught such a version may show in its answers to the next.
+    personalise: bool = False
     # Fields that may be kept before a signed schema says so, as "task.field"; afterwards the schema alone decides.
     fields: tuple[str, ...] = ()
     retention_days: float = 90.0

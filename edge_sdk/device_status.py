@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 
 def read_status(config: Config, now: float) -> dict[str, Any]:
-    """A plain dict: models, examples, fields left out, privacy spent, epoch key, uploads, refusals and counters.
+    """A plain dict: models, examples, fields left out, privacy spent, own versions, epoch key, uploads, and counters.
 
     Missing files give empty parts. `now`: the device's own clock, seconds since 1970.
     """
+    from edge_sdk.personal import PersonalWeights
+
     home = config.home
     return {
         "home": str(home),
@@ -29,6 +31,7 @@ def read_status(config: Config, now: float) -> dict[str, Any]:
         "examples_set_aside": (home / "examples.db.unreadable").exists(),
         "privacy": _privacy(config),
         "epoch_key": _epoch_key(home / "device.db", now),
+        "personal": PersonalWeights(home).stated() if config.personalise else {},
         **_device(home / "device.db"),
     }
 

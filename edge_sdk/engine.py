@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 INBOX: Final = 4096
 TURN_S: Final = 0.5
 TRY_AGAIN_S: Final = 5.0
+PERSONAL_LOOK_S: Final = 20.0  # between two looks after this device's own versions of the models
 JOIN_S: Final = 10.0
 MAX_OPEN_OFFERS: Final = 64
 MAX_TASKS: Final = 64
@@ -74,6 +75,7 @@ class Engine:
         self._offers: dict[bytes, OpenOffer] = {}
         self._updates: dict[str, float] = {}  # task -> when to look
         self._updating: set[str] = set()
+        self._personal_at: float | None = 0.0 if config.personalise else None  # when to look; None: not now
         self._loop_thread = threading.Thread(target=self._loop, name="edge-loop", daemon=True)
         self._worker = Worker(self)
         self._conversation: Conversation | None = None
@@ -288,11 +290,14 @@ class Engine:
     def _settle_withdrawals(self, talk: Conversation) -> None:
         """Uploads that may hold what was erased do not leave, even where the erasing process died, or was another."""
         from edge_sdk.kept_updates import KeptUpdates
+        from edge_sdk.personal import PersonalWeights
 
         if self._recorder is not None:
             for task, erasures in self._recorder.examples.owed().items():
                 talk.withdraw(task)
                 KeptUpdates(self.config.home).forget(task)
+                PersonalWeights(self.config.home).forget(task)
+                self.models().drop_personal(task)
                 self._recorder.examples.settled(task, erasures)
         if not self.may_learn() and talk.outbox.pending():
             talk.withdraw(None)
@@ -410,6 +415,10 @@ class Engine:
         if again_s is not None:
             self._updates[task] = min(self._updates.get(task, 1e18), self.around.tick() + again_s)
 
+    def personalised(self) -> None:
+        """On the loop: a look after this device's own versions of the models is over."""
+        self._personal_at = self.around.tick() + PERSONAL_LOOK_S
+
     def talk(self) -> Conversation:
         """The conversation; for use on the loop thread."""
         assert self._conversation is not None
@@ -430,6 +439,9 @@ class Engine:
             elif not entry.working and not entry.final and tick >= entry.try_at:
                 entry.working = True
                 self._worker.put(lambda entry=entry: self._worker.take_part(entry))  # type: ignore[misc] # binds this offer
+        if self._personal_at is not None and tick >= self._personal_at:
+            self._personal_at = None
+            self._worker.put(self._worker.personalise)
 
     # -- what goes wrong -----------------------------------------------------------------------------------------------
 

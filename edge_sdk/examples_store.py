@@ -187,6 +187,15 @@ class ExamplesStore:
         """Examples of a task."""
         return int(self._db.execute("SELECT COUNT(*) FROM examples WHERE task = ?", (task,)).fetchone()[0])
 
+    def newest(self, task: str) -> int:
+        """The number of the newest example of a task, which only grows; 0 without one."""
+        return int(self._db.execute("SELECT COALESCE(MAX(id), 0) FROM examples WHERE task = ?", (task,)).fetchone()[0])
+
+    def newer(self, task: str, number: int) -> int:
+        """Examples of a task after that one."""
+        query = "SELECT COUNT(*) FROM examples WHERE task = ? AND id > ?"
+        return int(self._db.execute(query, (task, number)).fetchone()[0])
+
     def counts(self) -> dict[str, int]:
         """Examples by task."""
         return dict(self._db.execute("SELECT task, COUNT(*) FROM examples GROUP BY task ORDER BY task").fetchall())

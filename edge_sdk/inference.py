@@ -122,8 +122,7 @@ class Models:
         fleet = served.fleet or served if served is not None else None
         if fleet is None or fleet.sha256 != release:
             return
-        opened = open_model(data, fleet.version)
-        self._served[task] = dataclasses.replace(opened, sha256=fleet.sha256, fleet=fleet)
+        self._served[task] = personal_of(fleet, data)
 
     def drop_personal(self, task: str) -> None:
         """Serve the release itself again, where a personal version served."""
@@ -165,6 +164,11 @@ def open_model(data: bytes, version: int) -> ServedModel:
     except Exception as error:
         raise BadModel(f"model {sha256[:12]} cannot be served ({error}): publish it again") from error
     return ServedModel(session, schema, version, sha256)
+
+
+def personal_of(fleet: ServedModel, data: bytes) -> ServedModel:
+    """A personal version (ONNX bytes) of an opened release, under the release's name. Raises BadModel."""
+    return dataclasses.replace(open_model(data, fleet.version), sha256=fleet.sha256, fleet=fleet)
 
 
 def open_session(data: bytes) -> Any:

@@ -318,7 +318,7 @@ class RoundWork:
 
         assert offer.query is not None
         schema = Schema.from_json(metadata(model)[SCHEMA])
-        fitting = [example for example in examples if _fits(schema, example)]
+        fitting = [example for example in examples if fits(schema, example)]
         self._check_affordable(offer, fitting)
         try:
             values = answer(offer, model, schema, fitting, subject_numbers(fitting), entropy=self._device.entropy)
@@ -337,7 +337,7 @@ class RoundWork:
         from edge_sdk.artifact.weights import metadata
 
         schema = Schema.from_json(metadata(model)[SCHEMA])
-        fitting = [example for example in examples if _fits(schema, example)]
+        fitting = [example for example in examples if fits(schema, example)]
         if len(fitting) < len(examples):
             log.warning("%d examples of %s do not fit the model's schema", len(examples) - len(fitting), offer.task)
         self._check_affordable(offer, fitting)
@@ -387,7 +387,8 @@ def subject_numbers(examples: Sequence[Example]) -> npt.NDArray[np.int64]:
     return np.array([known.setdefault(owner, len(known)) for owner in owners], np.int64)
 
 
-def _fits(schema: Schema, example: Example) -> bool:
+def fits(schema: Schema, example: Example) -> bool:
+    """Can a model of this schema read the example?"""
     from edge_sdk.artifact.errors import RecordError
     from edge_sdk.artifact.features import features, labels
 

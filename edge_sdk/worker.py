@@ -18,12 +18,14 @@ from edge_sdk.resident import give_back
 if TYPE_CHECKING:
     from edge_sdk.blobs import BlobError
     from edge_sdk.engine import Engine
+    from edge_sdk.examples_store import ExamplesStore
     from edge_sdk.identity.enrolment import Identity
+    from edge_sdk.personal import Personalisation
     from edge_sdk.protocol.messages import Offer
     from edge_sdk.round_work import RoundWork, TrainingInput
     from edge_sdk.surroundings import OpenOffer
     from edge_sdk.task_models import TaskModels
-    from edge_sdk.training.jobs import TrainResult
+    from edge_sdk.training.jobs import PersonalDone, PersonalJob, TrainResult
     from edge_sdk.training.runner import Trainer
 
 TRY_AGAIN_S: Final = 5.0
@@ -49,6 +51,7 @@ class Worker:
         self._models: TaskModels | None = None
         self._rounds: RoundWork | None = None
         self._trainer: Trainer | None = None
+        self._personal: Personalisation | None = None
         self._arithmetic_is_exact = False
         self._objected_at = 0.0
 
@@ -80,6 +83,7 @@ class Worker:
     def _open(self) -> None:
         from edge_sdk.device_db import open_device_db
         from edge_sdk.protocol.secagg.selftest import known_answer_test
+        from edge_sdk.recorder import open_examples
         from edge_sdk.task_models import TaskModels
 
         engine = self._engine
@@ -90,18 +94,31 @@ class Worker:
             engine.on_loop(lambda task=task: engine.hinted(task))  # type: ignore[misc] # binds this task
         engine.opened.set()
         self._db = open_device_db(engine.config.home / "device.db")
-        self._rounds = self._round_work(self._identity, self._db)
+        examples = open_examples(engine.config, engine.around.entropy)
+        self._rounds = self._round_work(self._identity, self._db, examples)
+        self._open_personal(self._models, examples)
         known_answer_test()
         self._arithmetic_is_exact = True
 
-    def _round_work(self, who: Identity, connection: sqlite3.Connection) -> RoundWork:
+    def _open_personal(self, models: TaskModels, examples: ExamplesStore) -> None:
+        """What an owner switched off again is deleted."""
+        from edge_sdk.personal import Personalisation, PersonalWeights
+
+        engine = self._engine
+        if not engine.config.personalise:
+            PersonalWeights(engine.config.home).forget_all()
+            return
+        self._personal = Personalisation(
+            engine.config.home, engine.models(), examples, release=models.release, train=self._train_personal,
+            least=engine.config.min_examples, entropy=engine.around.entropy,
+        )  # fmt: skip
+
+    def _round_work(self, who: Identity, connection: sqlite3.Connection, examples: ExamplesStore) -> RoundWork:
         from edge_sdk.journal import Journal
-        from edge_sdk.recorder import open_examples
         from edge_sdk.round_work import Device, RoundWork
 
         config, entropy = self._engine.config, self._engine.around.entropy
         device = Device(who.bundle.fleet, self._engine.own_keys, who.bundle.authority_key, who.keys.sign, entropy)
-        examples = open_examples(config, entropy)
         return RoundWork(
             device, config, connection, examples,
             fetch=self._fetch, train=self._train, locked_graph=self._locked_graph,
@@ -202,6 +219,37 @@ class Worker:
             log.info("round %d of %s: an upload of %d bytes is released", offer.round, offer.task, size)
         return True
 
+    # -- the device's own versions ---------------------------------------------------------------------------------
+
+    def personalise(self) -> None:
+        """Serve, void and train this device's own versions of the models (`edge_sdk.personal`)."""
+        from edge_sdk.training.jobs import TrainingFailed
+
+        engine = self._engine
+        try:
+            if self._personal is not None:
+                self._personal.look(engine.time(), lambda: not self._objection(), self._must_pause)
+        except TrainingFailed as error:
+            if error.reason != "cancelled":
+                self._refuse("", 0, "personal-failed", error.reason, error)
+        finally:
+            engine.live.phase, engine.live.progress = "idle", ""
+            engine.on_loop(engine.personalised)
+
+    def _train_personal(self, packed: PersonalJob, cancelled: Callable[[], bool]) -> PersonalDone:
+        trainer = self._ready_trainer()
+        return trainer.personalise(packed, self._progressed, cancelled)
+
+    def _must_pause(self) -> bool:
+        """As for a round, and a round goes first."""
+        return self._engine.stopping.is_set() or not self._jobs.empty() or self._objected_long()
+
+    def _objected_long(self) -> bool:
+        tick, self._engine.live.objection = self._engine.around.tick(), self._objection()
+        if not self._engine.live.objection:
+            self._objected_at = tick
+        return tick - self._objected_at > PATIENCE_S
+
     def _may_train(self) -> None:
         from edge_sdk.round_work import NotNow
 
@@ -218,10 +266,7 @@ class Worker:
         later = self._engine.later_round(offer)
         if later is not None and offer.models[0] not in later.models:
             return True  # nobody takes it any more
-        tick, self._engine.live.objection = self._engine.around.tick(), self._objection()
-        if not self._engine.live.objection:
-            self._objected_at = tick
-        return tick - self._objected_at > PATIENCE_S
+        return self._objected_long()
 
     def _objection(self) -> str:
         if not self._engine.may_learn():
@@ -230,6 +275,12 @@ class Worker:
 
     def _train(self, given: TrainingInput, cancelled: Callable[[], bool]) -> TrainResult:
         from edge_sdk.training.jobs import job
+
+        trainer = self._ready_trainer()
+        packed = job(given.model, given.features, given.labels, given.plan, given.key, subjects=given.subjects)
+        return trainer.train(packed, self._progressed, cancelled)
+
+    def _ready_trainer(self) -> Trainer:
         from edge_sdk.training.runner import Trainer
 
         if self._trainer is None:
@@ -241,8 +292,7 @@ class Worker:
         live = self._engine.live
         live.phase, live.objection = "training", ""
         self._objected_at = self._engine.around.tick()
-        packed = job(given.model, given.features, given.labels, given.plan, given.key, subjects=given.subjects)
-        return self._trainer.train(packed, self._progressed, cancelled)
+        return self._trainer
 
     def _progressed(self, step: int, steps: int) -> None:
         self._engine.live.progress = f"{step}/{steps}"

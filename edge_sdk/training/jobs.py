@@ -97,6 +97,19 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="fr
         return f"Job(plan={self.plan}, records={self.labels.shape[0]}, ...)"
 
 
+class PersonalJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="frame", tag="personal"):
+    """Train a device's own version of a model. `subjects`, int64 [B], says whose each record is, by any numbers."""
+
+    model: bytes
+    features: dict[str, Tensor]
+    labels: Tensor
+    subjects: Tensor
+    seed: int
+
+    def __repr__(self) -> str:
+        return f"PersonalJob(records={self.labels.shape[0]}, ...)"
+
+
 class Cancel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="frame", tag="cancel"):
     """Stop between two batches."""
 
@@ -132,6 +145,23 @@ class Done(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="f
         return f"Done(sampling={self.sampling}, ...)"
 
 
+class PersonalDone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="frame", tag="personal-done"):
+    """A device's own weights, float32 little-endian; b"" where the fleet's stay. Nothing here may leave the device.
+
+    Losses: means over rows held out of the fit, None where there were too few to hold out.
+    """
+
+    vector: bytes
+    kind: str
+    alpha: float
+    rows: int
+    loss_fleet: float | None
+    loss_personal: float | None
+
+    def __repr__(self) -> str:
+        return f"PersonalDone(kind={self.kind!r}, ...)"
+
+
 class Failed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="frame", tag="failed"):
     """No update, and why."""
 
@@ -139,8 +169,8 @@ class Failed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     message: str
 
 
-Request = Job | Cancel
-Reply = Progress | Done | Failed
+Request = Job | PersonalJob | Cancel
+Reply = Progress | Done | PersonalDone | Failed
 
 
 class TrainResult(msgspec.Struct, frozen=True):
@@ -173,13 +203,24 @@ def job(
     """Check and pack. Raises TrainingFailed for an empty data set or an impossible plan."""
     check_plan(plan)
     check_subjects(plan, None if subjects is None else subjects.shape, len(labels))
+    packed = _packed(features, labels)
+    return Job(model, packed, Tensor.of(labels), None if subjects is None else Tensor.of(subjects), plan, key)
+
+
+def personal_job(model: bytes, features: Mapping[str, Array], labels: Array, subjects: Array, seed: int) -> PersonalJob:
+    """Check and pack. Raises TrainingFailed for an empty data set."""
+    if len(subjects) != len(labels):
+        raise TrainingFailed("wrong-shape", f"{len(subjects)} subjects do not fit {len(labels)} labels")
+    return PersonalJob(model, _packed(features, labels), Tensor.of(labels), Tensor.of(subjects), seed)
+
+
+def _packed(features: Mapping[str, Array], labels: Array) -> dict[str, Tensor]:
     if len(labels) == 0:
         raise TrainingFailed("no-examples", "there are no examples to train on: wait until some are recorded")
     for name, array in features.items():
         if len(array) != len(labels):
             raise TrainingFailed("wrong-shape", f"{name!r} has {len(array)} rows for {len(labels)} labels")
-    packed = {name: Tensor.of(array) for name, array in features.items()}
-    return Job(model, packed, Tensor.of(labels), None if subjects is None else Tensor.of(subjects), plan, key)
+    return {name: Tensor.of(array) for name, array in features.items()}
 
 
 def check_plan(plan: TrainingPlan) -> None:

@@ -1,7 +1,7 @@
 """Weights of a linear part that fit some rows and are held near given ones, along a path of falling pulls.
 
 Least sum over rows of loss(offset + Z W) + pull / 2 |W - start|^2, by L-BFGS in the rows' own scales; each pull
-begins where the one before ended. The pull is a Gaussian prior around `start` (ridge regression where that is zero). Wide
+begins where the one before ended. The pull is a Gaussian prior around `start` (ridge regression where that is 0). Wide
 rows are turned into their principal directions once, which changes neither the pull nor the result and makes n rows of
 m > n columns n wide. Draws nothing.
 """

@@ -19,7 +19,18 @@ import msgspec
 import numpy as np
 
 from edge_sdk.training.frames import FrameReader, PipeClosed, WrongFrame, encode
-from edge_sdk.training.jobs import Cancel, Done, Failed, Job, Progress, Reply, TrainingFailed, TrainResult
+from edge_sdk.training.jobs import (
+    Cancel,
+    Done,
+    Failed,
+    Job,
+    PersonalDone,
+    PersonalJob,
+    Progress,
+    Reply,
+    TrainingFailed,
+    TrainResult,
+)
 
 OnProgress = Callable[[int, int], None]
 
@@ -102,6 +113,21 @@ class Trainer:
         Raises TrainingFailed: "cancelled", "timeout", "worker-died", "out-of-memory", "not-finite", "model-run",
         "no-examples", "wrong-shape", "mixed-examples", or the reason of an unsafe model.
         """
+        reply = self._tried(job, on_progress, cancelled)
+        if not isinstance(reply, Done):
+            raise TrainingFailed("worker-died", "the training process answered another question")
+        return _result(reply)
+
+    def personalise(self, job: PersonalJob, on_progress: OnProgress, cancelled: Callable[[], bool]) -> PersonalDone:
+        """Train a device's own version of a model, for itself alone. Arguments and errors as `train`."""
+        reply = self._tried(job, on_progress, cancelled)
+        if not isinstance(reply, PersonalDone) or len(reply.vector) % 4:
+            raise TrainingFailed("worker-died", "the training process answered another question")
+        return reply
+
+    def _tried(
+        self, job: Job | PersonalJob, on_progress: OnProgress, cancelled: Callable[[], bool]
+    ) -> Done | PersonalDone:
         deadline = self._clock() + self._timeout_s
         reused = self.pid is not None
         try:
@@ -112,15 +138,17 @@ class Trainer:
                 raise
         return self._run(job, on_progress, cancelled, deadline)
 
-    def _run(self, job: Job, on_progress: OnProgress, cancelled: Callable[[], bool], deadline: float) -> TrainResult:
+    def _run(
+        self, job: Job | PersonalJob, on_progress: OnProgress, cancelled: Callable[[], bool], deadline: float
+    ) -> Done | PersonalDone:
         process = self._started()
         try:
             self._send(process, encode(job), cancelled, deadline)
             while True:
                 reply = process.replies.poll(_POLL_S)
                 process.started |= reply is not None
-                if isinstance(reply, Done):
-                    return _result(reply)
+                if isinstance(reply, Done | PersonalDone):
+                    return reply
                 if isinstance(reply, Failed):
                     raise TrainingFailed(reply.reason, reply.message)
                 if isinstance(reply, Progress):
@@ -170,7 +198,7 @@ class Trainer:
         os.write(process.stdin.fileno(), encode(Cancel()))
         give_up = self._clock() + (_CANCEL_GRACE_S if process.started else _START_GRACE_S)
         while self._clock() < give_up:
-            if isinstance(process.replies.poll(_POLL_S), Done | Failed):
+            if isinstance(process.replies.poll(_POLL_S), Done | PersonalDone | Failed):
                 process.started = True
                 return
         self.close()

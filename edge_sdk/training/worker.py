@@ -16,7 +16,18 @@ import msgspec
 
 from edge_sdk.artifact.errors import ArtifactError
 from edge_sdk.training.frames import FrameReader, PipeClosed, WrongFrame, encode
-from edge_sdk.training.jobs import Cancel, Done, Failed, Job, Progress, Reply, Request, TrainingFailed
+from edge_sdk.training.jobs import (
+    Cancel,
+    Done,
+    Failed,
+    Job,
+    PersonalDone,
+    PersonalJob,
+    Progress,
+    Reply,
+    Request,
+    TrainingFailed,
+)
 
 Requests = FrameReader[Request]
 
@@ -40,7 +51,7 @@ def main() -> int:
             request = requests.poll(arguments.idle_s)
             if request is None:
                 return 0
-            if isinstance(request, Job):
+            if isinstance(request, Job | PersonalJob):
                 _write(replies, _answer(request, requests, replies))
     except (PipeClosed, BrokenPipeError):
         return 0
@@ -69,10 +80,10 @@ def _write(fd: int, reply: Reply) -> None:
         data = data[os.write(fd, data) :]
 
 
-def _answer(job: Job, requests: Requests, replies: int) -> Reply:
+def _answer(job: Job | PersonalJob, requests: Requests, replies: int) -> Reply:
     """The border at which every foreign exception becomes a typed reply."""
     try:
-        return _train(job, requests, replies)
+        return _personalise(job, requests, replies) if isinstance(job, PersonalJob) else _train(job, requests, replies)
     except Cancelled:
         return Failed("cancelled", "training was cancelled")
     except (TrainingFailed, ArtifactError) as error:
@@ -93,9 +104,7 @@ def _train(job: Job, requests: Requests, replies: int) -> Reply:
     from edge_sdk.training.module import GraphModule
 
     def on_step(step: int, steps: int) -> None:
-        if isinstance(requests.poll(0), Cancel):
-            raise Cancelled
-        _write(replies, Progress(step, steps))
+        _report(step, steps, requests, replies)
 
     module = GraphModule(job.model)
     features = {name: tensor.array() for name, tensor in job.features.items()}
@@ -104,6 +113,27 @@ def _train(job: Job, requests: Requests, replies: int) -> Reply:
     if result.engine == "hooks":
         sys.stderr.write("training: this model has a layer that only Opacus' hooks can clip: slow\n")
     return Done(result.update.astype("<f4").tobytes(), result.sampling, result.loss, result.records, result.engine)
+
+
+def _report(step: int, steps: int, requests: Requests, replies: int) -> None:
+    if isinstance(requests.poll(0), Cancel):
+        raise Cancelled
+    _write(replies, Progress(step, steps))
+
+
+def _personalise(job: PersonalJob, requests: Requests, replies: int) -> Reply:
+    from edge_sdk.training.personal import personalise
+
+    def on_step(step: int, steps: int) -> None:
+        _report(step, steps, requests, replies)
+
+    features = {name: tensor.array() for name, tensor in job.features.items()}
+    labels, subjects = job.labels.array(), job.subjects.array()
+    own = personalise(job.model, features, labels, seed=job.seed, subjects=subjects, on_step=on_step)
+    vector = b"" if own.kind == "fleet" else own.vector.astype("<f4").tobytes()
+    measured = own.loss_fleet == own.loss_fleet  # NaN where no rows were held out
+    losses = (own.loss_fleet, own.loss_personal) if measured else (None, None)
+    return PersonalDone(vector, own.kind, own.alpha, own.rows, *losses)
 
 
 if __name__ == "__main__":
