@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from aggregator import tasks
 from aggregator.errors import AggregatorError, TaskRefused
-from aggregator.evaluation import LOWER_IS_BETTER, Heldout, evaluate
+from aggregator.evaluation import Heldout, evaluate
 from aggregator.rehearsal.fleet import VirtualFleet
 from aggregator.rehearsal.population import Floats, Population
 from aggregator.rehearsal.settings import Asked, Pace, spec_for
@@ -24,12 +24,15 @@ from edge_sdk.artifact.schema import Schema
 from edge_sdk.artifact.starter import fourier_classifier, linear_classifier, tabular_classifier
 from edge_sdk.artifact.weights import read_vector
 
-MOST_ROWS: Final = 5000
+MOST_ROWS: Final = 4000
+MOST_CELLS: Final = 1e7  # of the rows by which is chosen
+MOST_ROUNDS: Final = 50
 WIDE: Final = 512  # columns beyond which only a linear model is tried
 PAIRS: Final = 400
 FOURIER: Final = 512
 HIDDEN: Final = 16
-BETTER: Final = 0.003  # by which a less plain model must win
+BETTER: Final = 0.01  # of the loss, by which a less plain model must win
+LOSS: Final = {"binary": "log_loss", "classes": "log_loss", "number": "mse"}
 # Largest second derivative of each loss by an output.
 CURVATURE: Final = {"binary": 0.25, "classes": 0.5, "number": 2.0}
 
@@ -56,7 +59,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What won; `tried`: (model, optimizer, learning rate, metric on the validation rows)."""
+    """What won; `tried`: (model, optimizer, learning rate, loss on the validation rows)."""
 
     candidate: Candidate
     pace: Pace
@@ -90,7 +93,7 @@ def _linear(name: str, encoded: Encoded) -> Candidate:
 def _paces(steepness: float, schema: Schema, clip: float, adam: Sequence[float]) -> tuple[Pace, ...]:
     """Momentum at shares of the fastest stable rate, and Adam."""
     fastest = 1.0 / (CURVATURE[schema.label.kind] * steepness)
-    steady = [Pace("momentum", float(f"{share * fastest:.2g}"), clip) for share in (0.1, 0.3, 1.0)]
+    steady = [Pace("momentum", float(f"{share * fastest:.2g}"), clip) for share in (0.1, 0.4, 1.5)]
     return (*steady, *(Pace("adam", rate, clip) for rate in adam))
 
 
@@ -116,36 +119,35 @@ def _distance(features: Floats, seed: int) -> float:
     return float(np.median(np.linalg.norm(one - other, axis=1)))
 
 
-def choose(found: Sequence[Candidate], asked: Asked, metric: str, seed: int, say: Callable[[str], None]) -> Choice:
+def choose(found: Sequence[Candidate], asked: Asked, seed: int, say: Callable[[str], None]) -> Choice:
     """The candidate and pace whose short rehearsal is best; a plainer one unless the gain is clear."""
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     best: tuple[float, Candidate, Pace] | None = None
     tried = []
     for candidate in found:
-        own = [(_tried(candidate, pace, asked, metric, seed), pace) for pace in candidate.paces]
+        own = [(_tried(candidate, pace, asked, seed), pace) for pace in candidate.paces]
         tried += [(candidate.name, pace.optimizer, pace.learning_rate, score) for score, pace in own]
-        score, pace = max(own, key=lambda pair: sign * pair[0] if np.isfinite(pair[0]) else -np.inf)
-        say(f"  {candidate.name}: validation {metric} {score:.4g}")
-        if np.isfinite(score) and (best is None or sign * (score - best[0]) > BETTER * max(abs(best[0]), 1e-9)):
+        score, pace = min(own, key=lambda pair: pair[0] if np.isfinite(pair[0]) else np.inf)
+        say(f"  {candidate.name}: validation loss {score:.4g}")
+        if np.isfinite(score) and (best is None or best[0] - score > BETTER * best[0]):
             best = (score, candidate, pace)
     if best is None:  # too few rows to judge by
         return Choice(found[0], found[0].paces[1], tuple(tried))
     return Choice(best[1], best[2], tuple(tried))
 
 
-def _tried(candidate: Candidate, pace: Pace, asked: Asked, metric: str, seed: int) -> float:
+def _tried(candidate: Candidate, pace: Pace, asked: Asked, seed: int) -> float:
     """NaN where it does not work out."""
     encoded = candidate.encoded
     rows = np.flatnonzero(~encoded.held)
-    share = min(1.0, MOST_ROWS / max(1, len(rows)))
-    people = part_of(encoded.people, rows[:: max(1, round(1 / share))])
+    most = min(MOST_ROWS, max(1000, int(MOST_CELLS / encoded.schema.width)))
+    people = part_of(encoded.people, rows[:: -(-len(rows) // most) or 1])
     if not len(people):
         return float("nan")
     spec = _proxy(candidate, pace, asked, people)
     try:
         fleet = VirtualFleet(people, candidate.model, spec, seed=seed, fast=True)
         fleet.run()
-        return evaluate(fleet.model, _validation(encoded)).get(metric, float("nan"))
+        return evaluate(fleet.model, _validation(encoded))[LOSS[encoded.schema.label.kind]]
     except AggregatorError:
         return float("nan")
 
@@ -156,8 +158,8 @@ def _proxy(candidate: Candidate, pace: Pace, asked: Asked, people: Population) -
         asked,
         placement="shared",
         unit="record" if asked.unit == "device" else asked.unit,
-        given={key: asked.given[key] for key in ("rounds", "max_grad_norm") if key in asked.given},
-        rounds=None if asked.unit == "device" else asked.rounds,
+        given={key: asked.given[key] for key in ("max_grad_norm",) if key in asked.given},
+        rounds=min(MOST_ROUNDS, asked.rounds or MOST_ROUNDS),
     )
     whole = spec_for(pooled, candidate.encoded.people, candidate.model, pace, "log_loss")
     part = spec_for(pooled, people, candidate.model, pace, "log_loss")

@@ -86,9 +86,8 @@ def rehearse(chosen: argparse.Namespace) -> int:
         out.write(f"{line}\n")
         out.flush()
 
-    given = _task(chosen)
+    asked = _asked(chosen, _task(chosen))
     found = _understood(chosen)
-    asked = _asked(chosen, given)
     for line in assumed(found, chosen):
         say(line)
     if asked.epsilon is None:

@@ -186,7 +186,8 @@ def _answers(table: Table, wishes: Wishes, said: list[Assumption], notes: list[s
         return Answers(wishes.label, kind, (), numbers)
     names = _class_names(wishes, counts, notes)
     which = f"label: {names[1]!r} or not" if kind == "binary" else f"label: one of {len(names)} classes"
-    override = "--positive VALUE" if kind == "binary" else "--kind number"
+    numeric = any(value is not None for value in numbers)
+    override = "--positive VALUE" if kind == "binary" else "--kind number" if numeric else "--label"
     said.append(Assumption(wishes.label, which, why, override))
     values = [word if word in set(names) else None for word in words]
     return Answers(wishes.label, kind, names, values)
@@ -321,7 +322,8 @@ def _words(name: str, known: Sequence[str], distinct: int) -> tuple[Role, str, s
     chinese = sum(len(_CJK.findall(cell)) for cell in seen) / len(seen)
     share = distinct / len(known)
     if share > 0.3 and distinct > 20 and (words >= 3 or chinese >= 4):
-        return "text", f"{distinct} different texts of {words:.0f} words", f"--category {_shell(name)}"
+        size = f"{chinese:.0f} characters" if chinese > words else f"{words:.0f} words"
+        return "text", f"{distinct} different texts of {size} on average", f"--category {_shell(name)}"
     if distinct > 20 and (share > 0.9 or (share > 0.5 and _ID_NAME.fullmatch(name))):
         return (
             "dropped",

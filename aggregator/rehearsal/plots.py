@@ -81,6 +81,7 @@ def by_round(
                 max([high_ for _, high_, _, _ in lines] + [np.quantile([v for _, v in curve], 0.98)]),
             )
         room = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel="round", ylabel=metric, ylim=(low - room, high + room))
         axes.legend(**LEGEND, bbox_to_anchor=(0.5, -0.18))
 
@@ -104,13 +105,16 @@ def by_device(rows: Sequence[tuple[str, float, float]], metric: str) -> str:
             axes.set_yticks([])
             axes.set_ylabel(f"{len(ordered)} devices")
         axes.set_xlabel(f"{metric} on the device's own test rows")
-        axes.legend(**LEGEND, bbox_to_anchor=(0.5, -0.1 - 1.2 / (4 + len(ordered))))
+        axes.legend(**LEGEND, bbox_to_anchor=(0.5, -0.5 / (height - 1.0)))
 
-    return picture(draw, "each device alone against the fleet", 1.4 + 0.24 * min(len(ordered), MOST_BARS))
+    height = 1.8 + 0.22 * min(len(ordered), MOST_BARS)
+    return picture(draw, "each device alone against the fleet", height)
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+    """Cut, and with spaces in front of wide letters, which matplotlib takes for narrow and a browser leaves out."""
+    short = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+    return " " * round(1.5 * sum(letter >= "\u2e80" for letter in short)) + short
 
 
 def calibration(predicted: Floats, happened: Floats, across: str, up: str) -> str:
@@ -154,7 +158,8 @@ def spent(rounds: Sequence[int], epsilons: Sequence[float], unit: str) -> str:
     """Epsilon after each round."""
 
     def draw(axes: Any) -> None:
-        axes.step(rounds, epsilons, color=FLEET, where="post")
+        axes.step([0, *rounds], [0.0, *epsilons], color=FLEET, where="post")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel="round", ylabel=f"epsilon, each {unit}", ylim=(0, None))
 
     return picture(draw, "epsilon by round", 2.2)

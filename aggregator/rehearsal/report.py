@@ -80,8 +80,8 @@ def next_commands(folder: Path, trial: Trial) -> list[str]:
     files = [shlex.quote(str(folder / name)) for name in ("task.json", "model.onnx", "held_out.jsonl")]
     return [
         "aggregator init fleet-home",
-        f"aggregator task create {trial.spec.name} --home fleet-home --spec {files[0]} --model {files[1]} "
-        f"--held-out {files[2]}",
+        f"aggregator task create {trial.spec.name} --home fleet-home \\\n    --spec {files[0]} \\\n"
+        f"    --model {files[1]} \\\n    --held-out {files[2]}",
         "aggregator serve --home fleet-home",
     ]
 
@@ -210,12 +210,11 @@ def _run_table(trial: Trial) -> str:
     for run, words in _runs(trial):
         scores = trial.scores[run]
         spread = scores.spread(trial.metric)
-        middle = (
-            f"{_value(float(np.quantile(spread, 0.1)))} to {_value(float(np.quantile(spread, 0.9)))}" if spread else "-"
-        )
+        low, high = (float(np.quantile(spread, at)) if spread else None for at in (0.1, 0.9))
+        middle = f"{_value(scores.mean(trial.metric))} ({_value(low)} to {_value(high)})"
         values = "".join(f'<td class="n">{_value(scores.overall.get(one))}</td>' for one in metrics)
         body += f'<tr><td>{html.escape(words)}</td>{values}<td class="n">{middle}</td></tr>'
-    return f'<table><tr><th></th>{head}<th class="n">over devices, 10 % to 90 %</th></tr>{body}</table>'
+    return f'<table><tr><th></th>{head}<th class="n">device mean (10 % to 90 %)</th></tr>{body}</table>'
 
 
 def _metrics(trial: Trial) -> list[str]:
@@ -231,8 +230,8 @@ def _runs_words(trial: Trial) -> str:
     least = ", ".join(NAMES.get(one, one.replace("_", " ")) for one in _metrics(trial) if one in LOWER_IS_BETTER)
     return (
         f"All runs answer the same {int(trial.test.sum()):,} held-out rows, by which nothing was chosen; all train on "
-        f"the same {int(trial.train.sum()):,} rows, from the same {trial.choice.candidate.name} model. Less is better for "
-        f"{least}. Each device alone: its own rows by its own model."
+        f"the same {int(trial.train.sum()):,} rows, from the same {trial.choice.candidate.name} model. Less is better "
+        f"for {least}. Each device alone: its own rows by its own model."
     )
 
 
@@ -252,8 +251,13 @@ def _device_words(trial: Trial, rows: Sequence[tuple[str, float, float]]) -> str
         return "No device has enough test rows of its own to be measured alone."
     sign = -1 if trial.metric in LOWER_IS_BETTER else 1
     better = sum(sign * (fleet - own) > 0 for _, own, fleet in rows)
+    equal = sum(fleet == own for _, own, fleet in rows)
     who = "The fleet's model" if trial.reported == "fleet" else "The fleet's model without privacy"
-    return f"{who} is better than what the device would learn alone on {better} of {len(rows)} devices."
+    worse = len(rows) - better - equal
+    return (
+        f"{who} is better than what a device would learn alone on {better} of {len(rows)} devices, as good on {equal} "
+        f"and worse on {worse}."
+    )
 
 
 def _device_table(trial: Trial) -> str:
@@ -320,7 +324,8 @@ def _cost(trial: Trial) -> str:
         f"Each device sends {size:,} bytes a round, {size * len(trial.figures) / 1e6:,.1f} MB in all "
         f"{len(trial.figures)} rounds (masked and with its sealed shares). On this machine a device's round took "
         f"{1000 * each:.1f} ms of computing, {masks}: {shares / seconds:,.0f} devices a second. One plain pass over "
-        f"all training rows took {trial.plain_seconds:.2f} s. A real device also starts its training process, about 2 s."
+        f"all training rows took {trial.plain_seconds:.2f} s. A real device also takes about 2 s "
+        "to start its training process."
     )
 
 
@@ -331,16 +336,17 @@ def _assumptions(found: Understood) -> str:
         f"<td><code>{html.escape(one.override)}</code></td></tr>"
         for one in found.assumptions
     )
-    return f"<table><tr><th>column</th><th>taken as</th><th>why</th><th>to change it</th></tr>{body}</table>"
+    head = "".join(f"<th>{words}</th>" for words in ("column", "taken as", "why", "to change it"))
+    return f'<table class="assumed"><tr>{head}</tr>{body}</table>'
 
 
 def _tried(trial: Trial) -> list[str]:
     """Each model at its best pace."""
-    sign, best = (-1 if trial.metric in LOWER_IS_BETTER else 1), dict[str, float]()
+    best: dict[str, float] = {}
     for name, _, _, value in trial.choice.tried:
         if np.isfinite(value):
-            best[name] = value if name not in best else sign * max(sign * value, sign * best[name])
-    return [f"{name} {_value(value)}" for name, value in best.items()] or ["too few rows to judge by"]
+            best[name] = min(value, best.get(name, value))
+    return [f"{name} loss {_value(value)}" for name, value in best.items()] or ["too few rows to judge by"]
 
 
 def _next_words(trial: Trial) -> str:
@@ -349,8 +355,7 @@ def _next_words(trial: Trial) -> str:
     extra = " It has no noise: devices refuse it unless their owners allow that." * trial.spec.insecure_without_noise
     return (
         "task.json and model.onnx are the task as it was rehearsed; the model is untrained. A round opens with "
-        f"{trial.spec.n_min} devices or more.{extra} The first three commands; devices join with "
-        "`aggregator enroll-token`."
+        f"{trial.spec.n_min} devices or more.{extra} To start a fleet:"
     )
 
 

@@ -104,7 +104,7 @@ def rehearse(
     if plain.schema.label.log:
         metric = "mae"  # an error of squares would be that of the few largest alone
     say("choosing a model by a validation part of the training rows (this choice is not private)")
-    choice = choose(list(candidates(plain, cut, seed)), asked, metric, seed, say)
+    choice = choose(list(candidates(plain, cut, seed)), asked, seed, say)
     trial = _prepared(found, split, choice, asked, metric)
     trial.masked = masks
     say(f"chosen: {choice.candidate.name}, {read_vector(trial.model).size:,} weights")
