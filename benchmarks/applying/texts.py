@@ -50,8 +50,9 @@ def settings(
 ) -> dict[str, dict[str, Any]]:
     """The recipe's task with the cohort and divisor of these rows, for a model of `length` weights.
 
-    Clips are so wide that no device's sum, or step with its noise, is ever cut. The local placement has the noise of
-    one device where the shared has that of all, so it takes the rates of epsilon 3 at epsilon 8, and half of them at 3.
+    Every client is taken to add its share of the noise, as a trusted centre is taken to add all of it. Clips are so
+    wide that no device's sum, or step with its noise, is ever cut. The local placement has the noise of one device
+    where the shared has that of all, so it takes the rates of epsilon 3 at epsilon 8, and half of them at 3.
     """
     clients = np.unique(np.array(train.clients), return_inverse=True)[1]
     owners = clients
@@ -74,7 +75,7 @@ def settings(
 
     def shared(own: Mapping[str, Any]) -> dict[str, Any]:
         clip = own.get("max_grad_norm", task["max_grad_norm"])
-        return {"placement": "shared", "clip": 1.1 * clip * float(units.max()), **own}
+        return {"placement": "shared", "honest_share": 1.0, "clip": 1.1 * clip * float(units.max()), **own}
 
     return {
         "no_privacy": {**fleet, **shared(no_privacy), "insecure_without_noise": True},
