@@ -1,10 +1,12 @@
-# make demo   the whole loop on this machine: broker, aggregator, twelve devices, a signed release, a report
+# make demo   the whole loop on this machine: broker, aggregator, twelve devices, a signed release, a report;
+#             DEMO=churn (default), intents, demand, satisfaction or recommend
 # make test   every check: format, lint, types, import contracts, tests
 # make bench  the published figures, as JSON
 # Each makes its own environment first. torch comes first, with plain pip, so that no GPU packages follow it.
 
 PYTHON ?= python3
 VENV   ?= .venv
+DEMO   ?= churn
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
@@ -18,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/aggregator demo --report demo-report $(DEMO_ARGS)
+	$(BIN)/aggregator demo $(DEMO) --report demo-report $(DEMO_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -194,9 +194,11 @@ def _add_tasks(commands: Any) -> None:
 
 def _add_demo(commands: Any) -> None:
     parser = _add(commands, "demo", _demo, "the whole loop on this machine, with a report", home=False)
+    words = "churn (the default), intents, demand, satisfaction or recommend"
+    parser.add_argument("application", metavar="APPLICATION", nargs="?", default="churn", help=words)
     parser.add_argument("--report", default="demo-report", help="a folder for the report (default: demo-report)")
     parser.add_argument("--devices", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, help="default: as many as the application needs")
     parser.add_argument("--broker", choices=settings.BROKERS, default="auto")
     parser.add_argument("--seed", type=int, default=0, help="chooses whom the demo kills; noise is never seeded")
     skip = "do not train every device alone and one centre to compare with"
@@ -439,6 +441,7 @@ def _demo(chosen: argparse.Namespace) -> int:
 
     return run(
         Path(chosen.report).absolute(),
+        chosen.application,
         devices=chosen.devices,
         rounds=chosen.rounds,
         broker=chosen.broker,

@@ -1,90 +1,56 @@
-"""What the fleet is measured against: every device by itself, and one centre that holds all customers.
+"""What the fleet is measured against: every device by itself, and one centre that holds all rows.
 
-Same model, same number of steps, same trainer as on the devices; all measured on the same held-out customers.
-The only room of the aggregator that may import edge_sdk.training.
+Same model, same task, same number of steps, without noise and with the fleet's epsilon; all measured on the same
+held-out rows. `aggregator.rehearsal` trains: it is what `aggregator rehearse` compares with too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
-from aggregator.demo.data import LABEL, Part, Record, schema
+import numpy as np
+from msgspec.structs import replace
+
 from aggregator.demo.outcome import Alone
+from aggregator.demo.play import Part, Play
 from aggregator.evaluation import evaluate, read_heldout
+from aggregator.rehearsal.population import Population, VirtualDevice
+from aggregator.rehearsal.references import central_dp
+from aggregator.tasks import TaskSpec
 from edge_sdk.artifact.features import features, labels
-from edge_sdk.artifact.weights import read_vector, write_vector
-from edge_sdk.training.jobs import TrainingPlan, job
-from edge_sdk.training.runner import Trainer
-
-KEY_BYTES: Final = 32
-TOTAL_STEPS: Final = 60
-RECORDS_PER_DEVICE: Final = 350  # a round guess, as an operator would make: nobody counts what devices hold
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How everybody trains: the fleet in `rounds` of `steps`, those it is measured against in one go.
-
-    The product of both stays near TOTAL_STEPS, and so does epsilon. Compared on a part of the training customers;
-    DECISIONS 9 says what was seen of the held-out ones.
-    """
-
-    rounds: int
-    sample_rate: float = 0.5
-    max_grad_norm: float = 0.5
-    noise_multiplier: float = 2.7
-    learning_rate: float = 8.0
-
-    @property
-    def steps(self) -> int:
-        """Local steps of one round."""
-        return max(1, round(TOTAL_STEPS / self.rounds))
-
-    def plan(self, records: int, *, private: bool) -> TrainingPlan:
-        """All steps at once, with the fleet's noise or with none; the clip stays, so that only the noise differs."""
-        return TrainingPlan(
-            unit="record",
-            learning_rate=self.learning_rate,
-            steps=self.rounds * self.steps,
-            batch_size=max(1, round(self.sample_rate * (RECORDS_PER_DEVICE if private else records))),
-            max_grad_norm=self.max_grad_norm,
-            noise_multiplier=self.noise_multiplier if private else 0.0,
-            insecure_without_noise=not private,
-            sample_rate=self.sample_rate,
-        )
 
 
 class Comparison:
-    """Trains in one process of its own, one model after another; a context manager."""
+    """`files`: the first model and the held-out records. `epsilon`: what the fleet's task came to."""
 
-    def __init__(self, model: bytes, held_out: Path, recipe: Recipe, metric: str, entropy: Callable[[int], bytes]):
-        self._model, self._recipe, self._metric, self._entropy = model, recipe, metric, entropy
-        self._held_out = read_heldout(model, held_out)
-        self._trainer = Trainer(memory_mib=4096)
-
-    def __enter__(self) -> Comparison:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._trainer.close()
+    def __init__(self, play: Play, spec: TaskSpec, files: tuple[Path, Path], *, epsilon: float, seed: int) -> None:
+        self._play, self._metric, self._seed = play, spec.metric, seed
+        self._model = files[0].read_bytes()
+        self._held_out = read_heldout(self._model, files[1])
+        self._free = replace(spec, noise_multiplier=None, target_epsilon=None, insecure_without_noise=True)
+        self._private = replace(spec, noise_multiplier=None, target_epsilon=epsilon, max_epsilon=None)
 
     def alone(self, part: Part) -> Alone:
         """One device by itself. Raises TrainingFailed."""
-        without, private = (self._metric_of(part.customers, private=private) for private in (False, True))
-        return Alone(part.device, len(part.customers), without, private)
+        own = Population.of([self._device(part)])
+        return Alone(part.device, len(part.records), self._reached(own, self._free), self._reached(own, self._private))
 
-    def central(self, parts: Sequence[Part]) -> float:
-        """The metric of a centre that holds everybody's customers and adds no noise. Raises TrainingFailed."""
-        return self._metric_of([record for part in parts for record in part.customers], private=False)
+    def central(self, parts: Sequence[Part]) -> tuple[float, float]:
+        """The metric of a centre with everybody's rows: without noise, and with epsilon. Raises TrainingFailed."""
+        everybody = Population.of([self._device(part) for part in parts])
+        return self._reached(everybody, self._free), self._reached(everybody, self._private)
 
-    def _metric_of(self, customers: Sequence[Record], *, private: bool) -> float:
-        fields = [{name: value for name, value in record.items() if name != LABEL} for record in customers]
-        targets = labels(schema(), [record[LABEL] for record in customers])
-        plan = self._recipe.plan(len(customers), private=private)
-        work = job(self._model, features(schema(), fields), targets, plan, self._entropy(KEY_BYTES))
-        result = self._trainer.train(work, lambda *_: None, lambda: False)
-        trained = write_vector(self._model, read_vector(self._model) + result.update)
-        return evaluate(trained, self._held_out)[self._metric]
+    def _reached(self, rows: Population, spec: TaskSpec) -> float:
+        return evaluate(central_dp(self._model, rows, spec, seed=self._seed), self._held_out)[self._metric]
+
+    def _device(self, part: Part) -> VirtualDevice:
+        schema, subject = self._play.schema(), self._play.subject
+        targets = [record[schema.label.name] for record in part.records]
+        records = [self._play.fields(record) for record in part.records]
+        subjects = (
+            np.unique([str(record[subject]) for record in part.records], return_inverse=True)[1] if subject else None
+        )
+        return VirtualDevice(
+            part.device, features(schema, records)["features"], labels(schema, targets, records), subjects
+        )

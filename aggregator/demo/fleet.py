@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from aggregator import config as settings
 from aggregator import status
-from aggregator.demo.data import TASK, Part, write_csv
+from aggregator.demo.play import Part, Play, write_lines
 from aggregator.demo.processes import Children, DemoFailed, json_lines
 from aggregator.status import Status
 
@@ -36,8 +36,8 @@ Clock = Callable[[], float]
 class Fleet:
     """Everything that runs. `folder` holds the aggregator's home, the devices' homes and their data."""
 
-    def __init__(self, folder: Path, children: Children) -> None:
-        self.folder, self._children = folder, children
+    def __init__(self, folder: Path, children: Children, play: Play) -> None:
+        self.folder, self._children, self._play = folder, children, play
         self.home = folder / "aggregator"
         self.devices: dict[str, Part] = {}
 
@@ -75,7 +75,7 @@ class Fleet:
             home.parent.mkdir(parents=True, exist_ok=True)
             command = ["enroll", token, "--home", str(home), "--device", part.device]
             _run([*_module("edge_sdk.cli"), *command], f"enrol {part.device}")
-            write_csv(self.folder / "data" / f"{part.device}.csv", part.customers)
+            write_lines(self._data_of(part.device), part.records)
             self.devices[part.device] = part
 
     def start_devices(self) -> None:
@@ -84,13 +84,9 @@ class Fleet:
             program = PROGRAMS / PROGRAM_OF_KIND[part.kind] / "main.py"
             if not program.exists():
                 raise DemoFailed(f"{program} is missing: run the demo from a clone of the repository")
-            options = ["--home", str(self.device_home(device)), "--task", TASK, "--json-lines"]
-            options += [
-                "--data",
-                str(self.folder / "data" / f"{device}.csv"),
-                "--every",
-                str(ANSWER_EVERY_S[part.kind]),
-            ]
+            options = ["--home", str(self.device_home(device)), "--task", self._play.name, "--json-lines"]
+            options += ["--data", str(self._data_of(device)), "--every", str(ANSWER_EVERY_S[part.kind])]
+            options += ["--subject", self._play.subject] if self._play.subject else []
             self._children.start(device, [sys.executable, str(program), *options], _device_environment())
         self.until(self._all_live, 60.0, "every device to connect")
 
@@ -99,9 +95,10 @@ class Fleet:
             self._children.require(device)
         return bool(self.status()["devices"]["live"] == len(self.devices))
 
-    def create_task(self, model: Path, held_out: Path, options: Sequence[str]) -> None:
+    def create_task(self, model: Path, held_out: Path, spec: Path) -> None:
         """`aggregator task create`."""
-        self._aggregator("task", "create", TASK, "--model", str(model), "--held-out", str(held_out), *options)
+        files = ["--spec", str(spec), "--model", str(model), "--held-out", str(held_out)]
+        self._aggregator("task", "create", self._play.name, *files)
 
     # -- asking
 
@@ -117,6 +114,9 @@ class Fleet:
 
     def device_home(self, device: str) -> Path:
         return self.folder / "devices" / device
+
+    def _data_of(self, device: str) -> Path:
+        return self.folder / "data" / f"{device}.jsonl"
 
     def living(self) -> list[str]:
         return [device for device in self.devices if self._children.alive(device)]

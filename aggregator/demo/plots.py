@@ -27,6 +27,7 @@ PHASES: Final = {
     "evaluating": "#b38bd9",
     "releasing": "#c9a227",
 }
+MOST_TICKS: Final = 15
 STYLE: Final[Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "chorale",
@@ -41,6 +42,11 @@ STYLE: Final[Any] = {
     "axes.spines.right": False,
     "legend.frameon": False,
 }
+
+
+def metric_name(name: str) -> str:
+    """As a person writes it: AUC, RMSE, "accuracy", "hit rate 10"."""
+    return name.upper() if len(name) <= 4 else name.replace("_", " ")
 
 
 def _axes(width: float = 6.4, height: float = 3.0) -> tuple[Figure, Any]:
@@ -61,7 +67,8 @@ def _svg(figure: Figure, description: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
 
 
-def _drawn(draw: Any, outcome: Outcome, description: str, **size: float) -> str:
+def drawn(draw: Any, outcome: Any, description: str, **size: float) -> str:
+    """The SVG that `draw(axes, outcome)` makes; `description` is for those who cannot see it."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(**size)
         draw(axes, outcome)
@@ -70,29 +77,32 @@ def _drawn(draw: Any, outcome: Outcome, description: str, **size: float) -> str:
 
 def metric_by_round(outcome: Outcome) -> str:
     """The fleet's metric after each round, with lines for a device alone and for a centre."""
-    return _drawn(_metric, outcome, "held-out metric by round", height=3.4)
+    return drawn(_metric, outcome, "held-out metric by round", height=3.4)
 
 
 def _metric(axes: Any, outcome: Outcome) -> None:
     rounds = [entry["round"] for entry in outcome.rounds_shown]
     axes.plot(rounds, [e["metric"] for e in outcome.rounds_shown], color=FLEET, marker="o", ms=4, label="the fleet")
     if outcome.compared:
-        axes.axhline(outcome.central, color=CENTRAL, ls="--", label="one centre with all customers, no privacy")
+        axes.axhline(
+            outcome.central, color=CENTRAL, ls="--", label=f"one centre with all {outcome.play.records}, no privacy"
+        )
+        axes.axhline(outcome.central_private, color=CENTRAL, ls=":", label="one centre, same privacy")
         axes.axhline(outcome.local_mean, color=ALONE, ls="--", label="a device alone, no privacy (mean)")
         axes.axhline(outcome.local_private_mean, color=ALONE, ls=":", label="a device alone, same privacy (mean)")
-    axes.set(xlabel="round", ylabel=outcome.task["metric_name"].upper())
+    axes.set(xlabel="round", ylabel=metric_name(outcome.task["metric_name"]))
     _whole_rounds(axes, rounds)
     axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
 
 def _whole_rounds(axes: Any, rounds: Sequence[int]) -> None:
-    axes.set_xticks(rounds)
+    axes.set_xticks(rounds[:: -(-len(rounds) // MOST_TICKS)])
     axes.set_xlim(min(rounds) - 0.5, max(rounds) + 0.5)
 
 
 def epsilon_by_round(outcome: Outcome) -> str:
     """What has been spent after each round."""
-    return _drawn(_epsilon, outcome, "epsilon by round", height=2.4)
+    return drawn(_epsilon, outcome, "epsilon by round", height=2.4)
 
 
 def _epsilon(axes: Any, outcome: Outcome) -> None:
@@ -103,27 +113,27 @@ def _epsilon(axes: Any, outcome: Outcome) -> None:
 
 
 def device_by_device(outcome: Outcome) -> str:
-    """Each device alone, with and without privacy, beside the fleet's model on the same customers."""
-    return _drawn(_devices, outcome, "each device alone against the fleet", height=0.6 + 0.34 * len(outcome.alone))
+    """Each device alone, with and without privacy, beside the fleet's model on the same records."""
+    return drawn(_devices, outcome, "each device alone against the fleet", height=0.6 + 0.34 * len(outcome.alone))
 
 
 def _devices(axes: Any, outcome: Outcome) -> None:
-    ordered = sorted(outcome.alone, key=lambda one: one.without_privacy)
+    ordered = sorted(outcome.alone, key=lambda one: one.without_privacy, reverse=outcome.lower_is_better)
     places = range(len(ordered))
     axes.barh(places, [one.without_privacy for one in ordered], 0.55, color=ALONE, label="alone, no privacy")
     private = [one.with_privacy for one in ordered]
     axes.plot(private, places, ls="", marker="|", ms=11, mew=2, color=INK, label="alone, same privacy")
     axes.axvline(outcome.fleet_metric, color=FLEET, lw=2, label="the fleet's model")
     axes.axvline(outcome.central, color=CENTRAL, ls="--", label="one centre, no privacy")
-    axes.set_yticks(list(places), [f"{one.device} ({one.customers})" for one in ordered])
-    lowest = min([one.without_privacy for one in ordered] + private)
-    axes.set(xlim=(max(0.0, lowest - 0.05), None), xlabel=outcome.task["metric_name"].upper())
+    axes.set_yticks(list(places), [f"{one.device} ({one.records})" for one in ordered])
+    lowest = min([one.without_privacy for one in ordered] + [*private, outcome.fleet_metric, outcome.central])
+    axes.set(xlim=(max(0.0, lowest - 0.05), None), xlabel=metric_name(outcome.task["metric_name"]))
     axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
 
 
 def upload_bytes(outcome: Outcome) -> str:
     """What one upload weighs beside the same update as plain float32, everything counted."""
-    return _drawn(_upload, outcome, "upload size against float32", height=2.2)
+    return drawn(_upload, outcome, "upload size against float32", height=2.2)
 
 
 def _upload(axes: Any, outcome: Outcome) -> None:
@@ -145,7 +155,7 @@ def _upload(axes: Any, outcome: Outcome) -> None:
 
 def seconds_by_phase(outcome: Outcome) -> str:
     """Where each round's time went."""
-    return _drawn(_seconds, outcome, "seconds by phase", height=2.8)
+    return drawn(_seconds, outcome, "seconds by phase", height=2.8)
 
 
 def _seconds(axes: Any, outcome: Outcome) -> None:

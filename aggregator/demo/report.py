@@ -9,6 +9,7 @@ from typing import Final
 
 from aggregator.demo import plots
 from aggregator.demo.outcome import Outcome, wire_bytes
+from aggregator.demo.play import Picture
 from aggregator.status import privacy_line
 
 TEMPLATE: Final = Path(__file__).with_name("report.html")
@@ -22,7 +23,12 @@ def write(path: Path, outcome: Outcome) -> None:
         headline="All of it held." if held else "Something did not hold: see the list of checks.",
         figures=_figures(outcome),
         checks="".join(_check(sentence, good) for sentence, good in outcome.checks()),
-        data_source=html.escape(outcome.data_source),
+        application=html.escape(outcome.play.name),
+        data_source=html.escape(outcome.play.source),
+        records=html.escape(outcome.play.records),
+        shares=html.escape(outcome.play.shares),
+        metric_meaning=html.escape(outcome.play.words),
+        pictures="".join(_picture(picture) for picture in outcome.pictures),
         promise=_promise(outcome),
         metric_plot=plots.metric_by_round(outcome),
         metric_words=_metric_words(outcome),
@@ -41,10 +47,11 @@ def write(path: Path, outcome: Outcome) -> None:
 
 
 def _figures(outcome: Outcome) -> str:
-    privacy, name = outcome.task["privacy"], outcome.task["metric_name"].upper()
+    privacy, name = outcome.task["privacy"], plots.metric_name(outcome.task["metric_name"])
     compared = [
         (f"{outcome.local_mean:.3f}", f"{name} of a device alone, mean, no privacy"),
         (f"{outcome.local_private_mean:.3f}", f"{name} of a device alone, mean, same privacy"),
+        (f"{outcome.central_private:.3f}", f"{name} of one centre, same privacy"),
         (f"{outcome.central:.3f}", f"{name} of one centre, no privacy"),
     ]
     shown = [
@@ -72,21 +79,33 @@ def _promise(outcome: Outcome) -> str:
 def _metric_words(outcome: Outcome) -> str:
     if not outcome.compared:
         return "Nothing was trained to compare with (--no-comparison)."
-    gain, gap = outcome.fleet_metric - outcome.local_mean, outcome.central - outcome.fleet_metric
+    better = -1 if outcome.lower_is_better else 1
+
+    def against(other: float) -> str:
+        gain = better * (outcome.fleet_metric - other)
+        return f"{abs(gain):.3f} {'better' if gain >= 0 else 'worse'} than"
+
     return (
-        f"Pooling gains {gain:+.3f} over the mean device alone, though the fleet pays for privacy and that device does "
-        f"not; with the same privacy a device alone is {outcome.fleet_metric - outcome.local_private_mean:.3f} behind. "
-        f"A centre that saw every customer would be {gap:+.3f} from the fleet."
+        f"The fleet's model is {against(outcome.local_private_mean)} the mean device alone with the same privacy, and "
+        f"{against(outcome.local_mean)} the mean device alone that adds no noise at all. It is "
+        f"{against(outcome.central_private)} one centre that saw all {outcome.play.records} and added noise for the "
+        f"same epsilon, and {against(outcome.central)} one that added none."
     )
 
 
 def _devices(outcome: Outcome) -> str:
     if not outcome.compared:
         return ""
+    records = html.escape(outcome.play.records)
     return (
-        f'{plots.device_by_device(outcome)}\n<p class="soft">In brackets: how many customers the device holds. All '
-        f"bars are measured on the same held-out customers, after as many steps as the fleet took.</p>"
+        f'{plots.device_by_device(outcome)}\n<p class="soft">In brackets: how many {records} the device holds. All are '
+        f"measured on the same held-out {records}, after as many steps as the fleet took.</p>"
     )
+
+
+def _picture(picture: Picture) -> str:
+    words = html.escape(picture.words)
+    return f'<h2>{html.escape(picture.title)}</h2>\n{picture.body}\n<p class="soft">{words}</p>\n'
 
 
 def _upload_words(outcome: Outcome) -> str:

@@ -6,7 +6,6 @@ Ends every process it started, however it ends. Exit code 0 only if every promis
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -17,15 +16,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from aggregator.config import ConfigError
-from aggregator.demo import data, forgery, report
-from aggregator.demo.comparison import RECORDS_PER_DEVICE, Comparison, Recipe
+from aggregator.demo import forgery, report
+from aggregator.demo.comparison import Comparison
 from aggregator.demo.fleet import Fleet, stop_orphaned_broker
 from aggregator.demo.outcome import FEWEST_DEVICES, Forgery, Outcome, summary, wire_bytes
+from aggregator.demo.play import KINDS, Play, Record, Rows, write_lines
+from aggregator.demo.plays import play
+from aggregator.demo.plots import metric_name
 from aggregator.demo.processes import Children, DemoFailed
 from aggregator.demo.screen import Screen
 from aggregator.home import Home
-from edge_sdk.artifact.starter import fourier_classifier
+from aggregator.tasks import TaskSpec, build_spec
 from edge_sdk.protocol.secagg.client import masked_length, upload_bytes
 from edge_sdk.protocol.secagg.committee import members_for, plan
 from edge_sdk.protocol.secagg.ring import profile
@@ -33,16 +37,14 @@ from edge_sdk.protocol.secagg.ring import profile
 MARK: Final = ".chorale-demo"
 MOST_DEVICES: Final = 32
 DEATHS_IN_ROUND: Final = 3
-LEARN_S: Final = 200.0
+LEARN_S: Final = 400.0
 ALL_INSTALLED_S: Final = 60.0
 REFUSED_S: Final = 45.0
 ANSWERS_S: Final = 60.0
 DELTA: Final = 1e-5
 LARGE: Final = 100_000
-SEED_OF_THE_MODEL: Final = 0  # fixes the random features; they depend on no customer
-WIDTH: Final = 24_576  # random features, so weights: the noise in the logits does not grow with them
-BANDWIDTH: Final = 0.2
-CLIP: Final = 60.0  # of the whole update, well above the norm of its noise: it bounds the sum, not privacy
+MAY_BE_MISSING: Final = 3  # of the devices in a sum: two are killed, and one may be late
+RELEASES: Final = 10
 
 
 @dataclass(slots=True)
@@ -52,8 +54,9 @@ class Story:
     report: Path
     fleet: Fleet
     screen: Screen
-    recipe: Recipe
-    customers: data.Customers
+    play: Play
+    rows: Rows
+    spec: TaskSpec
     broker: str
     rng: random.Random
     outcome: Outcome
@@ -67,23 +70,38 @@ class Story:
         return self.fleet.folder / "held_out.jsonl"
 
 
-def run(report_folder: Path, *, devices: int, rounds: int, broker: str, seed: int, comparison: bool = True) -> int:
-    """Play it; the exit code. Raises DemoFailed or ConfigError where it could not be played."""
+def run(
+    report_folder: Path,
+    name: str = "churn",
+    *,
+    devices: int,
+    rounds: int | None,
+    broker: str,
+    seed: int,
+    comparison: bool = True,
+) -> int:
+    """Play the application of this name; the exit code. `rounds`: not given, as many as it needs.
+
+    Raises DemoFailed or ConfigError where it could not be played.
+    """
+    played = play(name)
+    rounds = played.rounds if rounds is None else rounds
     if not FEWEST_DEVICES <= devices <= MOST_DEVICES or rounds < 1:
         raise ConfigError("the demo wants 8 to 32 devices and at least one round", "see `aggregator demo --help`")
     began = time.monotonic()
     signal.signal(signal.SIGTERM, _interrupt)
     folder = _fresh_folder(report_folder)
-    outcome = Outcome(devices, rounds, data.SOURCE)
+    rows = played.load(devices)
+    outcome = Outcome(len(rows.parts), rounds, played)
     with Screen() as screen, Children(folder / "logs") as children:
-        fleet = Fleet(folder, children)
-        customers = data.load(devices)
+        fleet = Fleet(folder, children, played)
         story = Story(
             report_folder,
             fleet,
             screen,
-            Recipe(rounds),
-            customers,
+            played,
+            rows,
+            task_of(played, len(rows.parts), rounds),
             broker,
             random.Random(seed),  # noqa: S311 - chooses whom to kill
             outcome,
@@ -118,13 +136,14 @@ def _fresh_folder(report_folder: Path) -> Path:
 
 def introduce(story: Story) -> None:
     """Say what is going to happen, on what data."""
-    parts = story.customers.parts
-    kinds = {kind: sum(part.kind == kind for part in parts) for kind in data.KINDS}
-    trained = sum(len(part.customers) for part in parts)
-    story.screen.say(f"Data: {data.SOURCE}.")
+    parts, records = story.rows.parts, story.play.records
+    kinds = {kind: sum(part.kind == kind for part in parts) for kind in KINDS}
+    trained = sum(len(part.records) for part in parts)
+    story.screen.say(f"Data: {story.play.source}.")
     story.screen.say(
         f"{len(parts)} devices ({kinds['kiosk']} kiosks, {kinds['call-centre']} call-centre terminals) hold "
-        f"{trained:,} customers of their own states; {len(story.customers.held_out):,} are held out and on no device."
+        f"{trained:,} {records} of their own {story.play.shares}; {len(story.rows.held_out):,} are held out and on no "
+        "device."
     )
 
 
@@ -137,46 +156,50 @@ def make_fleet(story: Story) -> None:
 
 def enrol_devices(story: Story) -> None:
     """A one-time token each, then a process each."""
-    story.fleet.enrol(story.customers.parts)
+    story.fleet.enrol(story.rows.parts)
     story.fleet.start_devices()
     story.screen.say(f"{len(story.fleet.devices)} device processes are enrolled and connected.")
 
 
-def create_task(story: Story) -> None:
-    """A model at zero; its graph, the random features included, is locked by the offline key."""
-    story.model_file.write_bytes(fourier_classifier(data.schema(), WIDTH, BANDWIDTH, SEED_OF_THE_MODEL))
-    data.write_held_out(story.held_out_file, story.customers.held_out)
-    recipe, count = story.recipe, len(story.fleet.devices)
-    options = {
-        "--rounds": recipe.rounds,
-        "--noise-multiplier": recipe.noise_multiplier,
-        "--delta": DELTA,
-        "--n-min": max(5, count // 2),
-        "--n-max": 2 * count,
-        "--window": 60,
-        "--opening": 30,
-        "--clip": CLIP,
-        "--max-grad-norm": recipe.max_grad_norm,
-        "--sample-rate": recipe.sample_rate,
-        "--units-per-device": RECORDS_PER_DEVICE,
-        "--steps": recipe.steps,
-        "--learning-rate": recipe.learning_rate,
-        "--min-improvement": -0.05,  # noise moves the metric up and down: only a real loss holds a release back
+def task_of(play: Play, devices: int, rounds: int) -> TaskSpec:
+    """What the play asks for, and what all demos have in common. Raises TaskRefused."""
+    fields = {
+        "name": play.name,
+        "rounds": rounds,
+        "delta": DELTA,
+        "n_min": max(5, devices - MAY_BE_MISSING),
+        "n_max": 2 * devices,
+        "window_s": 60,
+        "opening_s": 30,
+        "release_every": max(1, round(rounds / RELEASES)),
+        # Noise moves the metric up and down: only a real loss holds a release back.
+        "min_improvement": -0.05,
     }
-    words = [str(word) for option in options.items() for word in option]
-    story.fleet.create_task(story.model_file, story.held_out_file, words)
+    return build_spec(**(fields | play.task(devices, rounds)))
+
+
+def create_task(story: Story) -> None:
+    """The first model and the task: its graph is locked by the offline key, its sums by the fewest devices in them."""
+    spec, count = story.spec, len(story.fleet.devices)
+    story.model_file.write_bytes(story.play.model())
+    write_lines(story.held_out_file, [_without(story.play.subject, record) for record in story.rows.held_out])
+    task_file = story.fleet.folder / "task.json"
+    task_file.write_bytes(msgspec.json.format(msgspec.json.encode(spec)) + b"\n")
+    story.fleet.create_task(story.model_file, story.held_out_file, task_file)
     members = plan(members_for(count))
-    story.screen.say(
-        f"A round opens with at least {options['--n-min']} devices; {members.answers} of {members.m} must answer."
-    )
+    story.screen.say(f"A round opens with at least {spec.n_min} devices; {members.answers} of {members.m} must answer.")
     size = upload_bytes(profile("P24"), members, masked_length(LARGE))
     story.outcome.upload_ratio_100k = wire_bytes(size) / (4 * LARGE)
+
+
+def _without(name: str, record: Record) -> Record:
+    return {field: value for field, value in record.items() if field != name}
 
 
 def learn(story: Story) -> None:
     """All rounds, two deaths on the way."""
     deadline = time.monotonic() + LEARN_S
-    death = min(DEATHS_IN_ROUND, story.recipe.rounds)
+    death = min(DEATHS_IN_ROUND, story.spec.rounds)
     while time.monotonic() < deadline:
         status = story.fleet.status()
         story.screen.show(status)
@@ -232,14 +255,14 @@ def forge(story: Story) -> None:
     """Offer two forged releases; each must be refused by a device, in words, and change nothing."""
     fleet, repository, now = story.fleet, Home(story.fleet.home).releases, time.time()
     model = Home(fleet.home).checkpoint_file(story.outcome.released).read_bytes()
-    with forgery.offered_by_a_stranger(repository, data.TASK, forgery.changed_weights(model), now):
+    with forgery.offered_by_a_stranger(repository, story.play.name, forgery.changed_weights(model), now):
         first = _refusal(story, "Changed weights, under metadata signed by a stranger's key")
-    version = forgery.offer_with_stolen_keys(repository, data.TASK, forgery.new_graph(model), now)
+    version = forgery.offer_with_stolen_keys(repository, story.play.name, forgery.new_graph(model), now)
     try:
         second = _refusal(story, "A new graph, signed with the real online keys (the graph is locked offline)")
         fleet.answered_again(ANSWERS_S)
     finally:
-        forgery.withdraw(repository, data.TASK, version, time.time())
+        forgery.withdraw(repository, story.play.name, version, time.time())
     unchanged = all(sha256 == story.outcome.released for sha256 in fleet.answering_with().values())
     story.outcome.forgeries = [replace(one, model_unchanged=unchanged) for one in (first, second)]
     story.screen.say(f"Every device {'still answers' if unchanged else 'DOES NOT answer'} from the signed release.")
@@ -253,19 +276,22 @@ def _refusal(story: Story, attack: str) -> Forgery:
 
 
 def compare(story: Story) -> None:
-    """Every device alone, and one centre, with the same model and as many steps."""
+    """Every device alone, and one centre, with the same model and as many steps, without privacy and with the same."""
     story.screen.say("Training every device alone, and one centre, for comparison ...")
     outcome = story.outcome
-    metric = outcome.task["metric_name"]
-    model, parts = story.model_file.read_bytes(), story.customers.parts
+    epsilon = outcome.task["privacy"]["epsilon"]
+    files, seed = (story.model_file, story.held_out_file), story.rng.getrandbits(31)
+    comparison = Comparison(story.play, story.spec, files, epsilon=epsilon, seed=seed)
+    with ThreadPoolExecutor(2) as side_by_side:
+        central = side_by_side.submit(comparison.central, story.rows.parts)
+        outcome.alone = list(side_by_side.map(comparison.alone, story.rows.parts))
+        outcome.central, outcome.central_private = central.result()
 
-    def comparison() -> Comparison:
-        return Comparison(model, story.held_out_file, story.recipe, metric, os.urandom)
 
-    with comparison() as centre, comparison() as alone, ThreadPoolExecutor(1) as beside:
-        central = beside.submit(centre.central, parts)
-        outcome.alone = [alone.alone(part) for part in parts]
-        outcome.central = central.result()
+def show(story: Story) -> None:
+    """What the released model does with held-out records."""
+    model = Home(story.fleet.home).checkpoint_file(story.outcome.released).read_bytes()
+    story.outcome.pictures = list(story.play.pictures(model, story.rows))
 
 
 STEPS: Final[tuple[Callable[[Story], None], ...]] = (
@@ -276,6 +302,7 @@ STEPS: Final[tuple[Callable[[Story], None], ...]] = (
     learn,
     look_at_devices,
     forge,
+    show,
     compare,
 )
 
@@ -288,9 +315,10 @@ def _conclude(report_folder: Path, screen: Screen, outcome: Outcome) -> int:
     report.write(page, outcome)
     others = (
         f"; a device alone {outcome.local_mean:.3f} without privacy, {outcome.local_private_mean:.3f} with it; "
-        f"a centre without privacy {outcome.central:.3f}"
+        f"a centre {outcome.central:.3f} without privacy, {outcome.central_private:.3f} with it"
     )
-    words = f"{figures['metric_name'].upper()} on held-out customers: fleet {outcome.fleet_metric:.3f}"
+    name = metric_name(figures["metric_name"])
+    words = f"{name} on held-out {outcome.play.records}: fleet {outcome.fleet_metric:.3f}"
     screen.say(f"{words}{others if outcome.compared else ''}.")
     screen.say(
         f"Upload, everything counted: {outcome.upload_ratio:.2f} of plain float32; "

@@ -1,6 +1,6 @@
 """A self-service kiosk: while a customer stands at it, it answers and never trains; in between it learns.
 
-python main.py --home DIR --data customers.csv --task churn [--every 5] [--json-lines]
+python main.py --home DIR --data customers.csv --task churn [--subject COLUMN] [--every 5] [--json-lines]
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ from typing import Any
 
 import edge_sdk
 
+Known = list[tuple[dict[str, Any], Any, str]]
 
-def customers(path: Path, label: str | None) -> list[tuple[dict[str, Any], str]]:
-    """Rows of the table as (fields, label); the label is the last column unless it is named."""
+
+def customers(path: Path, label: str | None, subject: str | None) -> Known:
+    """Rows of a CSV table, or of JSON lines, as (fields, label, whose); the label is the last column unless named."""
     with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        if path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in file]
+        else:
+            rows = [{key: value(text) for key, text in row.items()} for row in csv.DictReader(file)]
     name = label or list(rows[0])[-1]
-    return [({key: value(text) for key, text in row.items() if key != name}, row[name]) for row in rows]
+    whose = [str(row.pop(subject)) if subject else f"customer-{number}" for number, row in enumerate(rows)]
+    return [(row, row.pop(name), who) for row, who in zip(rows, whose, strict=True)]
 
 
 def value(text: str) -> float | str:
@@ -40,12 +46,12 @@ class Kiosk:
         self.fl, self.task, self.json_lines = fl, task, json_lines
         self.in_use = False
 
-    def learn_from(self, known: list[tuple[dict[str, Any], str]]) -> None:
+    def learn_from(self, known: Known) -> None:
         """Record the past customers, once in the life of this kiosk."""
         if self.fl.status().get("examples", {}).get(self.task):
             return
-        for number, (fields, label) in enumerate(known):
-            self.fl.record(self.task, fields, label, subject=f"customer-{number}")
+        for fields, label, whose in known:
+            self.fl.record(self.task, fields, label, subject=whose)
         self.fl.flush(10.0)
 
     def serve(self, fields: dict[str, Any], stop: threading.Event, seconds: float) -> None:
@@ -69,8 +75,9 @@ class Kiosk:
 def main() -> None:
     parser = argparse.ArgumentParser(description="A kiosk that predicts and learns.")
     parser.add_argument("--home", type=Path, help="the enrolled device's directory (default: EDGE_HOME)")
-    parser.add_argument("--data", type=Path, required=True, help="past customers, a CSV table")
+    parser.add_argument("--data", type=Path, required=True, help="past customers: a CSV table, or JSON lines (.jsonl)")
     parser.add_argument("--label", help="the column to predict (default: the last)")
+    parser.add_argument("--subject", help="the column that says whose a row is (default: each row another customer)")
     parser.add_argument("--task", required=True)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between customers")
     parser.add_argument("--json-lines", action="store_true")
@@ -79,7 +86,7 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    known = customers(chosen.data, chosen.label)
+    known = customers(chosen.data, chosen.label, chosen.subject)
     # Before the first signed model is here, this list says what may be kept; then its schema does.
     allowed = tuple(f"{chosen.task}.{name}" for name in known[0][0])
     with edge_sdk.init(home=chosen.home, fields=allowed) as fl:
@@ -90,7 +97,7 @@ def main() -> None:
             return kiosk.in_use
 
         kiosk.learn_from(known)
-        for fields, _ in itertools.cycle(known):
+        for fields, *_ in itertools.cycle(known):
             if stop.wait(0.8 * chosen.every):
                 break
             kiosk.serve(fields, stop, 0.2 * chosen.every)

