@@ -3,8 +3,8 @@
 A window is filled for a number's series, and for the history that a ranking leaves out (`Label.unseen_of`). An entry
 belongs to the subject it was recorded for: an example of one subject is never made from another's labels, so that
 erasing a subject, and a guarantee by customer, stay whole. Safe from any thread. Refuses a key or a date that cannot
-be read (UnfitValue), a window of which less than half is known (TooShort), and more than `cap` windows: the one that
-was longest without a label goes, counted.
+be read (UnfitValue), a window of which less than half is known (TooShort), and more than `cap` windows or `most`
+labels: the window that was longest without a label goes, counted.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from edge_sdk.artifact.schema import Schema
 
 MOST_WINDOWS: Final = 10_000
+MOST_LABELS: Final = 300_000  # in all windows together: some 40 MB of memory
 Entry = tuple[int, Any]  # seconds since 1970 or a running number, and the label
 Name = Callable[[str | None], bytes]  # a text's keyed hash; b"" for None
 
@@ -83,8 +83,8 @@ def own_fields(schema: Schema) -> tuple[Own, ...]:
 class Windows:
     """Every window of this device."""
 
-    def __init__(self, cap: int = MOST_WINDOWS) -> None:
-        self._cap = cap
+    def __init__(self, cap: int = MOST_WINDOWS, most: int = MOST_LABELS) -> None:
+        self._cap, self._most, self._labels = cap, most, 0
         self._name: Name = lambda text: b"" if text is None else text.encode()
         self._lock = threading.Lock()
         self._held: dict[Window, list[Entry]] = {}  # the one longest without a label first
@@ -100,7 +100,7 @@ class Windows:
         """Put in place what the store holds, the one longest without a label first. `name` hashes keys."""
         with self._lock:
             self._name = name
-            self._held, self._of_key, self._changed = {}, {}, {}
+            self._held, self._of_key, self._changed, self._labels = {}, {}, {}, 0
             for window, entries in rows:
                 self._put(window, entries)
 
@@ -109,12 +109,14 @@ class Windows:
         with self._lock:
             for window, when, last in filled.ends:
                 entries = self._held.pop(window, [])
+                self._labels -= len(entries)
                 _enter(entries, when, label)
                 self._put(window, entries[-last:])
                 self._changed[window] = None
-            gone = max(0, len(self._held) - self._cap)
-            for window in list(islice(self._held, gone)):
-                self._drop(window)
+            gone = 0
+            while len(self._held) > self._cap or (self._labels > self._most and len(self._held) > 1):
+                self._drop(next(iter(self._held)))
+                gone += 1
             return gone
 
     def take_changed(self) -> list[tuple[Window, list[Entry]]]:
@@ -125,10 +127,11 @@ class Windows:
 
     def _put(self, window: Window, entries: list[Entry]) -> None:
         self._held[window] = entries
+        self._labels += len(entries)
         self._of_key.setdefault(window[:3], {})[window.subject] = None
 
     def _drop(self, window: Window) -> None:
-        del self._held[window]
+        self._labels -= len(self._held.pop(window))
         subjects = self._of_key[window[:3]]
         del subjects[window.subject]
         if not subjects:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.cli import main
 from edge_sdk.examples_store import ExamplesStore
 from edge_sdk.field_rules import UnfitValue
+from edge_sdk.round_work import fits
 from edge_sdk.testing import FakeAggregator
 from edge_sdk.windows import TooShort, Window, Windows
 
@@ -95,6 +98,16 @@ def test_the_window_longest_without_a_label_goes_first():
     assert {window.key for window, entries in windows.take_changed() if entries} == {b"window\0a", b"window\0c"}
 
 
+def test_the_labels_of_all_windows_are_counted_and_bounded():
+    windows = Windows(most=5)
+    gone = []
+    for n, site in enumerate("aaabbbb", start=1):
+        filled = windows.for_example("demand", DEMAND, {"site": site, "day": day(n), "rain": 0}, None)
+        gone.append(windows.extend(filled, n))
+    assert gone == [0, 0, 0, 0, 0, 1, 0]
+    assert [window.key for window, entries in windows.take_changed() if entries] == [b"window\0b"]
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("day", None), ("day", "today"), ("day", 7), ("site", 7), ("site", ["a"])]
 )
@@ -138,6 +151,22 @@ def test_a_window_without_a_label_for_the_retention_is_erased(tmp_path):
     assert not store._db.execute("SELECT 1 FROM keys WHERE owner = ?", (b"s" + window.subject,)).fetchone()
 
 
+def test_forgetting_leaves_neither_the_window_nor_its_key_in_any_file(tmp_path):
+    store = opened(tmp_path)
+    window = Window("demand", "recent", store.name("hall"), store.name("ann"))
+    store.windows.write([(window, [(1, 7)])], 0)
+    (sealed,) = store._db.execute("SELECT sealed FROM windows").fetchone()
+    (wrapped,) = store._db.execute("SELECT wrapped FROM keys WHERE owner = ?", (b"s" + window.subject,)).fetchone()
+
+    def written() -> bytes:
+        return b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+    assert sealed in written()
+    store.forget("ann")
+    assert sealed not in written()
+    assert wrapped not in written()
+
+
 # -- through the client ------------------------------------------------------------------------------------------------
 
 
@@ -154,12 +183,20 @@ def recorded(fl, days, subject=None, site="a"):
     assert fl.flush(5.0)
 
 
-def test_an_app_that_records_labels_alone_learns_and_predicts_through_a_restart(fake):
+def test_an_app_that_records_labels_alone_learns_and_predicts_through_a_restart(fake, capsys):
     with fake.client() as fl:
         recorded(fl, range(1, 6))
         status = fl.status()
         assert status["examples"] == {"demand": 3}
         assert status["dropped"] == {"example-window-short": 2}
+        with contextlib.closing(opened(fl.config.home)) as store:
+            kept = store.read("demand")
+        assert [example.fields["recent"] for example in kept] == [
+            [10.0, 20.0],
+            [10.0, 20.0, 30.0],
+            [10.0, 20.0, 30.0, 40.0],
+        ]
+        assert all(fits(DEMAND, example) for example in kept)
         before = fl.predict("demand", {"site": "a", "day": day(6), "rain": 0.0})
     with fake.client() as fl:
         again = fl.predict("demand", {"site": "a", "day": day(6), "rain": 0.0})
@@ -168,6 +205,9 @@ def test_an_app_that_records_labels_alone_learns_and_predicts_through_a_restart(
         whole = {"recent": [20.0, 30.0, 40.0, 50.0], "day": day(6), "rain": 0.0}
         assert fl.predict("demand", whole).ranked == before.ranked
         assert "'recent' needs 2" in fl.predict("demand", {"site": "b", "day": day(6), "rain": 0.0}).error
+        record = json.dumps({"site": "a", "day": day(6), "rain": 0.0})
+        assert main(["predict", "demand", "--json-record", record, "--json", "--home", str(fl.config.home)]) == 0
+        assert json.loads(capsys.readouterr().out)["score"] == pytest.approx(before.score)
         again.feedback(61.0)
         assert fl.flush(5.0)
         assert fl.status()["examples"] == {"demand": 4}
