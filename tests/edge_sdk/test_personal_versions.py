@@ -1,0 +1,111 @@
+"""A device's own version of a model: served offline, gone with what it was learned from, and never sent."""
+
+from __future__ import annotations
+
+import math
+import stat
+from pathlib import Path
+
+import pytest
+
+from edge_sdk.artifact.schema import Label, NumberField, Schema
+from edge_sdk.artifact.starter import tabular_classifier
+from edge_sdk.client import EdgeClient
+from edge_sdk.personal import Kept, PersonalWeights, holds, version
+from edge_sdk.testing import FakeAggregator
+
+SCHEMA = Schema((NumberField("minutes"), NumberField("calls")), Label("churn", "binary", ("no", "yes")))
+MODEL = tabular_classifier(SCHEMA, [], seed=1)
+ASKED = {"minutes": 1.0, "calls": 0.0}
+NOW = 1_800_000_000
+WAIT_S = 90.0
+
+
+def record(fl: EdgeClient, count: int) -> None:
+    """Here everybody with many minutes leaves; the fleet's model says so of nobody."""
+    for i in range(count):
+        minutes = math.sin(i)
+        fl.record("churn", {"minutes": minutes, "calls": 0.0}, "yes" if minutes > 0 else "no", f"customer-{i % 50}")
+    assert fl.flush(10.0)
+
+
+def personal(fl: EdgeClient) -> bool:
+    return fl.predict("churn", ASKED).personal
+
+
+def test_a_device_learns_for_itself_serves_it_after_a_restart_and_forgets_it_with_a_customer(tmp_path: Path):
+    file = tmp_path / "personal" / "churn.weights"
+    with FakeAggregator(tmp_path) as fake:
+        sha256 = fake.install("churn", MODEL)
+        with fake.client(personalise=True) as fl:
+            assert fl.predict("churn", ASKED).score == pytest.approx(0.5)
+            record(fl, 200)
+            assert fake.wait_for(lambda: personal(fl), WAIT_S), fl.status()
+            answer = fl.predict("churn", ASKED)
+            assert (answer.label, answer.model_sha256) == ("yes", sha256)
+            assert answer.score > 0.9
+            assert fl.status()["models"]["churn"] == {"version": 1, "sha256": sha256, "personal": True}
+            assert fl.status()["personal"]["churn"]["rows"] == 200
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        with fake.client(personalise=True, training=False) as fl:
+            assert fake.wait_for(lambda: personal(fl)), "it serves again without training"
+            fl.forget("customer-7")
+            assert fake.wait_for(lambda: not file.exists() and not personal(fl))
+            assert fl.predict("churn", ASKED).score == pytest.approx(0.5)
+        assert not fake.uploads
+        assert not fl.status()["privacy"]
+
+
+def test_without_the_owners_word_nothing_is_personal_and_what_was_is_deleted(tmp_path: Path):
+    weights = PersonalWeights(tmp_path)
+    weights.keep("churn", kept())
+    with FakeAggregator(tmp_path) as fake:
+        fake.install("churn", MODEL)
+        with fake.client() as fl:
+            assert fake.wait_for(lambda: weights.find("churn") is None)
+            assert not personal(fl)
+
+
+def kept(**changed: object) -> Kept:
+    import hashlib
+
+    vector = bytes(4 * 3)
+    told = {
+        "release": hashlib.sha256(MODEL).hexdigest(), "erasures": 2, "newest": 9, "trained_at": NOW, "kind": "tuned",
+        "alpha": 1.0, "rows": 30, "loss_fleet": 0.7, "loss_personal": 0.2, "vector": vector,
+    }  # fmt: skip
+    return Kept(**{**told, **changed})  # type: ignore[arg-type] # a test's shorthand
+
+
+@pytest.mark.parametrize(
+    ("release", "erasures", "at", "held"),
+    [
+        ("same", 2, NOW + 60, True),
+        ("other", 2, NOW + 60, False),
+        ("same", 3, NOW + 60, False),
+        ("same", 2, NOW + 8 * 86_400, False),
+        ("same", 2, NOW - 60, False),
+    ],
+)
+def test_it_holds_for_one_release_one_state_of_the_examples_and_one_week(release, erasures, at, held):
+    one = kept()
+    assert holds(one, one.release if release == "same" else release, erasures, at) is held
+
+
+def test_weights_of_another_length_or_release_are_not_served():
+    from edge_sdk.artifact.errors import ArtifactError
+
+    assert version(MODEL, kept()) is not None
+    assert version(MODEL, kept(release="0" * 64)) is None
+    assert version(MODEL, kept(vector=b"")) is None
+    with pytest.raises(ArtifactError):
+        version(MODEL, kept(vector=bytes(4 * 2)))
+    with pytest.raises(ArtifactError):
+        version(MODEL, kept(vector=b"\xff" * 12))
+
+
+def test_a_damaged_file_is_no_version(tmp_path: Path):
+    weights = PersonalWeights(tmp_path)
+    weights.keep("churn", kept())
+    (tmp_path / "personal" / "churn.weights").write_bytes(b"\x00not this")
+    assert weights.find("churn") is None
