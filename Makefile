@@ -37,6 +37,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/accounting.py --json
 	$(BIN)/python benchmarks/dp_sgd.py --json
 	$(BIN)/python benchmarks/attacks.py --quick --json
+	$(BIN)/python benchmarks/choosing.py --quick --json
 
 clean:
 	rm -rf $(VENV) demo-report build *.egg-info
