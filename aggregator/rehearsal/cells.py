@@ -17,6 +17,7 @@ _YEAR_LAST: Final = re.compile(r"(\d{1,2})[-/.](\d{1,2})[-/.](\d{4}|\d{2})" + _T
 _COMPACT: Final = re.compile(r"((?:19|20)\d{2})(\d{2})(\d{2})" + _TIME)
 _DAY_NAME: Final = re.compile(r"(\d{1,2})[ -]([A-Za-z]{3})[a-z]*\.?,?[ -](\d{4})" + _TIME)
 _NAME_DAY: Final = re.compile(r"([A-Za-z]{3})[a-z]*\.? (\d{1,2}),? (\d{4})" + _TIME)
+_CLOCK: Final = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?(?:\.\d+)?\s*([AaPp][Mm])?")
 _MONTHS: Final = {
     "jan": 1, "feb": 2, "mar": 3, "apr": 4, "may": 5, "jun": 6,
     "jul": 7, "aug": 8, "sep": 9, "oct": 10, "nov": 11, "dec": 12,
@@ -55,7 +56,10 @@ def _says_day_first(text: str) -> bool:
 
 
 def date(text: str, *, day_first: bool) -> datetime | None:
-    """ISO, 2024/5/31, 20240531, 2024年5月31日, 31.5.2024, 5/31/2024, 31 May 2024, May 31, 2024; each with a time."""
+    """ISO, 2024/5/31, 20240531, 2024年5月31日, 31.5.2024, 5/31/2024, 31 May 2024, May 31, 2024, each with a time.
+
+    A time alone, 14:05, is one of 1 January 1970.
+    """
     if len(text) > 40:
         return None
     if found := _YEAR_FIRST.fullmatch(text) or _COMPACT.fullmatch(text):
@@ -66,6 +70,8 @@ def date(text: str, *, day_first: bool) -> datetime | None:
         year, month, day = found[3], str(_MONTHS.get(found[2].lower(), 0)), found[1]
     elif found := _NAME_DAY.fullmatch(text):
         year, month, day = found[3], str(_MONTHS.get(found[1].lower(), 0)), found[2]
+    elif found := _CLOCK.fullmatch(text):  # a time of day: of some day
+        return _made(1970, 1, 1, found.groups())
     else:
         return None
     return _made(int(year), int(month), int(day), found.groups()[3:])

@@ -28,6 +28,7 @@ from edge_sdk.protocol.messages import Placement, Unit
 
 EPSILON: Final = 8.0
 MOST_ROWS: Final = 100_000
+MOST_SHOWN: Final = 80  # columns on a terminal
 NEEDED: Final = ("torch", "onnx", "matplotlib")
 UGLY: Final = (
     "PRIVACY IS OFF: the rehearsed task is insecure_without_noise. What devices send under it gives away their "
@@ -154,7 +155,8 @@ def _asked(chosen: argparse.Namespace, given: dict[str, Any]) -> Asked:
         )
     placement, rounds = chosen.placement or given.get("placement"), chosen.rounds or given.get("rounds")
     epsilon = _epsilon(chosen.epsilon, given)
-    for name in ("unit", "placement", "rounds", "target_epsilon", "noise_multiplier", "insecure_without_noise"):
+    taken = ("unit", "placement", "rounds", "target_epsilon", "insecure_without_noise")
+    for name in (*taken, *(("noise_multiplier",) if chosen.epsilon else ())):
         given.pop(name, None)
     name = given.pop("name", None) or task_name(Path(chosen.data).name.split(".")[0])
     return Asked(name, unit, epsilon, placement, rounds, given)
@@ -179,7 +181,9 @@ def _epsilon(text: str, given: dict[str, Any]) -> float | None:
 def assumed(found: Understood, chosen: argparse.Namespace) -> list[str]:
     """The table of what was taken for what, and the warnings."""
     rows = [("column", "taken as", "why", "to change it")]
-    rows += [(one.column, one.taken_as, one.why, one.override) for one in found.assumptions]
+    rows += [(one.column, one.taken_as, one.why, one.override) for one in found.assumptions[:MOST_SHOWN]]
+    if len(found.assumptions) > MOST_SHOWN:
+        rows.append((f"and {len(found.assumptions) - MOST_SHOWN} more", "", "see the report", ""))
     if not chosen.epsilon and not chosen.task:
         rows.append(("(privacy)", f"epsilon {EPSILON:g}", "the default", "--epsilon E"))
     if not chosen.unit and not chosen.task:

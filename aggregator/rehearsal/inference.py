@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import pairwise
 from typing import Any, Final, Literal
 
@@ -26,6 +27,8 @@ FEW_NUMBERS: Final = 10  # so many different whole numbers are classes, where th
 PARSED: Final = 0.98  # of a column's values, for it to be taken for numbers or dates
 STRAY_WORDS: Final = 3
 SAMPLE: Final = 5000  # values looked at to guess what a column is
+DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 LONGEST_NAME: Final = 200
 LEAK: Final = 0.97  # of what a plain guess gets wrong, put right by one column
 _CJK: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
@@ -367,10 +370,14 @@ def _calendar(name: str, column: Sequence[str]) -> list[Feature]:
         raise DataRefused(
             f"--time names {name!r}, which holds no dates", f"write dates as 2024-05-31, or --drop {name}"
         )
-    parts = {"weekday": "%a", "month": "%b", "hour": "%H"}
+    parts: dict[str, Callable[[datetime], str]] = {
+        "weekday": lambda at: DAYS[at.weekday()],
+        "month": lambda at: MONTHS[at.month - 1],
+        "hour": lambda at: f"{at.hour:02}",
+    }
     made = []
-    for part, form in parts.items():
-        words = {cell: at.strftime(form) if at else None for cell, at in when.items()}
+    for part, word in parts.items():
+        words = {cell: word(at) if at else None for cell, at in when.items()}
         values = [words.get(cell) for cell in column]
         if len({value for value in values if value}) > 1:
             made.append(Feature(f"{name} {part}", "category", values))

@@ -236,7 +236,7 @@ def _runs_words(trial: Trial) -> str:
 
 
 def _device_rows(trial: Trial) -> list[tuple[str, float, float]]:
-    if "alone" not in trial.scores:
+    if "alone" not in trial.scores or trial.reported not in trial.scores:
         return []
     own, fleet = trial.scores["alone"].by_device, trial.scores[trial.reported].by_device
     return [

@@ -74,6 +74,8 @@ def spec_for(asked: Asked, people: Population, model: bytes, pace: Pace, metric:
     }
     if asked.unit == "customer":
         fields["per_customer"] = _most_of_one(people)
+    if "noise_multiplier" in asked.given:
+        fields.pop("target_epsilon", None)
     fields |= asked.given
     fields.setdefault("release_every", max(1, fields["rounds"] // 4))
     return _roomy(tasks.build_spec(**fields), units, read_vector(model).size)
@@ -119,7 +121,10 @@ def _roomy(spec: TaskSpec, units: Any, length: int) -> TaskSpec:
 
 
 def without_noise(spec: TaskSpec) -> TaskSpec:
-    """The same task with privacy switched off, as one step a round over all records: what the data can give."""
-    return msgspec.structs.replace(
+    """The same task with privacy switched off; records and customers in one step a round: what the data can give."""
+    bare = msgspec.structs.replace(
         spec, target_epsilon=None, noise_multiplier=None, max_epsilon=None, insecure_without_noise=True
     )
+    if spec.unit == "device":
+        return bare
+    return msgspec.structs.replace(bare, placement="shared", steps=None, proximal=0.0, weight_bound=0)

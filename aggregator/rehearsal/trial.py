@@ -39,7 +39,7 @@ PERSONAL: Final = "aggregator.rehearsal.personal"
 MOST_ALONE: Final = 200  # devices that are also trained alone
 MOST_CURVE: Final = 40  # rounds after which the metric is taken
 MOST_TESTED: Final = 20_000  # rows by which it is taken then
-SHORT_PASS: Final = 4e6  # rows times columns of a pass that Newton may make often
+SHORT_PASS: Final = 2e6  # rows times columns of a pass that Newton may make often
 MOST_PASSES: Final = 400_000  # rows that a reference looks at, all passes together
 NOISY: Final = 5.0  # noise over signal from which the advice names it
 
@@ -216,7 +216,7 @@ def _measure_references(trial: Trial, people: Population, seed: int, say: Say, c
     one = PlainPlan("adam", 0.02, epochs=1)
     central(trial.model, people.features, people.labels, plan=one, watched=0, seed=seed)
     trial.plain_seconds = clock() - began
-    say("training the references: one centre, each device alone, one centre with the same privacy")
+    say("training the references: one centre with all rows")
     held = trial.choice.candidate.encoded.held
     watched: Any = held if 0 < held.sum() < len(held) else 0.0
     whole = central(
@@ -230,18 +230,21 @@ def _measure_references(trial: Trial, people: Population, seed: int, say: Say, c
     )
     trial.scores["central"] = score(whole, trial.heldout, trial.owners, trial.names)
     chosen = _some_places(trial, seed)
+    say(f"each of {len(chosen)} devices alone")
     own = alone(trial.model, _only(people, chosen), plan=plan, seed=seed)
     trial.scores["alone"] = score_own(
         ((int(chosen[place]), model) for place, model in own), trial.heldout, trial.owners, trial.names
     )
-    bare = _no_privacy(trial, people, seed)
+    bare = _no_privacy(trial, people, seed, say)
     if trial.terms is not None and not trial.terms.insecure_without_noise and trial.spec.target_epsilon is not None:
+        say("one centre with the same privacy")
         try:
             private = central_dp(trial.model, people, trial.spec, seed=seed)
             trial.scores["central_dp"] = score(private, trial.heldout, trial.owners, trial.names)
         except AggregatorError as error:
             say(f"no private centre to compare with: {error}")
-    _personalised(trial, people, bare, seed)
+    if bare is not None:
+        _personalised(trial, people, bare, seed, say)
 
 
 def _long(plan: PlainPlan, people: Population) -> bool:
@@ -253,7 +256,7 @@ def _plan(trial: Trial, people: Population) -> PlainPlan:
     bent = trial.choice.candidate.name == "one hidden layer"
     columns = max(people.features.shape[1], read_vector(trial.model).size // trial.schema.label.outputs)
     if not bent and people.features.shape[0] * columns <= SHORT_PASS:
-        return PlainPlan("lbfgs", epochs=60, weight_decay=1e-4, patience=8)
+        return PlainPlan("lbfgs", epochs=40, weight_decay=1e-4, patience=8)
     epochs = int(np.clip(MOST_PASSES / max(1, len(people.labels)), 8, 40))
     return PlainPlan("adam", 0.02 if bent else 0.05, epochs=epochs, batch_size=128, weight_decay=1e-5, patience=4)
 
@@ -276,11 +279,15 @@ def _only(people: Population, places: Whole) -> Population:
     return Population(names, bounds, people.features[rows], people.labels[rows], subjects)
 
 
-def _no_privacy(trial: Trial, people: Population, seed: int) -> bytes:
-    """The same fleet without noise."""
+def _no_privacy(trial: Trial, people: Population, seed: int, say: Say) -> bytes | None:
+    """The same fleet without noise: its model; None where that task is refused too."""
     if "fleet" in trial.scores and trial.spec.insecure_without_noise:
         trial.scores["fleet_no_privacy"] = trial.scores["fleet"]
-    bare = VirtualFleet(people, trial.model, without_noise(trial.spec), seed=seed, fast=True)
+    try:
+        bare = VirtualFleet(people, trial.model, without_noise(trial.spec), seed=seed, fast=True)
+    except TaskRefused as refusal:
+        say(f"no fleet without privacy to compare with: {refusal}; {refusal.hint}")
+        return None
     bare.run()
     outputs = logits(bare.model, trial.heldout.inputs)
     trial.scores.setdefault("fleet_no_privacy", score_outputs(outputs, trial.heldout, trial.owners, trial.names))
@@ -288,7 +295,7 @@ def _no_privacy(trial: Trial, people: Population, seed: int) -> bytes:
     return bare.model
 
 
-def _personalised(trial: Trial, people: Population, model: bytes, seed: int) -> None:
+def _personalised(trial: Trial, people: Population, model: bytes, seed: int, say: Say) -> None:
     """Each device's own version of the fleet's model, where the product has that part."""
     if find_spec(PERSONAL) is None:
         return
@@ -296,6 +303,7 @@ def _personalised(trial: Trial, people: Population, model: bytes, seed: int) -> 
     if make is None:
         return
     chosen = _some_places(trial, seed)
+    say(f"a version of its own on each of {len(chosen)} devices")
     models: Iterator[tuple[int, bytes]] = (
         (int(chosen[place]), own) for place, own in make(model, _only(people, chosen), seed=seed)
     )

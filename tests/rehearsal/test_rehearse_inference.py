@@ -223,3 +223,9 @@ def test_too_few_devices_are_refused_with_a_remedy():
     with pytest.raises(DataRefused, match="2 devices") as refused:
         split(found, devices=None, test_share=0.2, seed=0)
     assert "--devices" in refused.value.hint
+
+
+def test_a_time_of_day_is_an_hour_of_some_day():
+    assert cells.dates(["14:05", "2:30 PM"]) == [datetime(1970, 1, 1, 14, 5), datetime(1970, 1, 1, 14, 30)]
+    found = understand(table(at=[f"{8 + i % 9:02}:{i % 60:02}:00" for i in range(ROWS)]), Wishes("y", "by"))
+    assert [one.name for one in found.features] == ["at hour"]
