@@ -170,8 +170,8 @@ class Offering:
             count = max(fewest, 4 * count // 5)
 
     def _terms(self, task: TaskRow, model: bytes) -> tuple[int, PrivacyTerms]:
-        if task.name not in self._settled:
-            length = int(read_vector(model).size)
+        length = int(read_vector(model).size)
+        if self._settled.get(task.name, (0,))[0] != length:  # new, or its label list grew
             self._settled[task.name] = (length, tasks.settle(self._releases.spec(task), length))
         return self._settled[task.name]
 

@@ -28,6 +28,7 @@ from aggregator.store.rows import TaskRow
 from aggregator.store.store import Store
 from aggregator.tasks import TaskSpec
 from edge_sdk.artifact.errors import ArtifactError
+from edge_sdk.artifact.names import SCHEMA
 from edge_sdk.artifact.weights import metadata
 from edge_sdk.privacy import statement
 
@@ -52,7 +53,7 @@ class Releases:
         """Without a repository everything stays a checkpoint."""
         self._store, self._home, self._repository, self._clock = store, home, repository, clock
         self._ledger = Ledger(store.connection)
-        self._heldout: dict[str, evaluation.Heldout] = {}
+        self._heldout: dict[str, tuple[str, evaluation.Heldout]] = {}  # by task, with the schema it was read by
 
     def spec(self, task: TaskRow) -> TaskSpec:
         return msgspec.json.decode(task.spec, type=TaskSpec)
@@ -128,9 +129,13 @@ class Releases:
             self._state_file(before).unlink(missing_ok=True)
 
     def lineage(self, task: TaskRow, most: int) -> list[str]:
-        """The task's checkpoint and those it was made from, newest first, at most so many."""
+        """The task's checkpoint and those of the same graph it was made from, newest first, at most so many."""
         found = [task.checkpoint]
-        while len(found) < most and (parent := self._store.parent(task.name, found[-1])):
+        while (
+            len(found) < most
+            and self._store.is_averaged(task.name, found[-1])
+            and (parent := self._store.parent(task.name, found[-1]))
+        ):
             found.append(parent)
         return found
 
@@ -171,15 +176,24 @@ class Releases:
         keys = self._repository.release_keys() if version is not None and self._repository is not None else ()
         return Verdict(version, reason, metrics, seconds, usable=True, keys=keys)
 
+    def anew(self, task: TaskRow, sha256: str) -> Verdict:
+        """Publish a checkpoint of another graph, which no gate compares. The caller records the verdict."""
+        metrics = self._evaluate(task, sha256)
+        version, reason = self._publish(task, 0, sha256, {}, metrics)
+        keys = self._repository.release_keys() if version is not None and self._repository is not None else ()
+        return Verdict(version, reason, metrics, {}, usable=True, keys=keys)
+
     def _evaluate(self, task: TaskRow, sha256: str) -> dict[str, float]:
         if not task.heldout:
             return {}
         return self._metrics(task, self.model(sha256))
 
     def _metrics(self, task: TaskRow, model: bytes) -> dict[str, float]:
-        if task.name not in self._heldout:
-            self._heldout[task.name] = evaluation.read_heldout(model, self._home.heldout_file(task.name))
-        return evaluation.evaluate(model, self._heldout[task.name])
+        schema = metadata(model).get(SCHEMA, "")
+        if task.name not in self._heldout or self._heldout[task.name][0] != schema:
+            read = evaluation.read_heldout(model, self._home.heldout_file(task.name))
+            self._heldout[task.name] = (schema, read)
+        return evaluation.evaluate(model, self._heldout[task.name][1])
 
     def _gate(self, task: TaskRow, number: int, metrics: dict[str, float]) -> str:
         spec, last = self.spec(task), self._store.last_release(task.name)

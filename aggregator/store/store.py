@@ -213,6 +213,10 @@ class Store:
         rows = self._rows("SELECT parent FROM checkpoints WHERE task = ? AND sha256 = ?", task, sha256)
         return str(rows[0][0]) if rows else ""
 
+    def lowest_checkpoint(self, task: str) -> int:
+        """The least number of a task's checkpoints: 0 is its first model, and those below were made by no round."""
+        return int(self._rows("SELECT COALESCE(MIN(number), 0) FROM checkpoints WHERE task = ?", task)[0][0])
+
     def averaged_rounds(self, task: str) -> int:
         """How many rounds have been opened into a checkpoint."""
         return int(self._rows("SELECT count(*) FROM checkpoints WHERE task = ? AND number > 0", task)[0][0])
