@@ -159,7 +159,7 @@ def _add_fleet(commands: Any) -> None:
 
 
 def _add_tasks(commands: Any) -> None:
-    parser = commands.add_parser("task", help="create, list, stop or resume a learning task")
+    parser = commands.add_parser("task", help="create, list, stop, resume or widen a learning task")
     actions = parser.add_subparsers(metavar="ACTION", required=True, parser_class=_Parser)
     create = _add(actions, "create", _task_create, "start learning: the service takes it up within a second")
     create.add_argument("name", metavar="NAME")
@@ -190,6 +190,9 @@ def _add_tasks(commands: Any) -> None:
     stop.add_argument("name", metavar="NAME")
     resume = _add(actions, "resume", _task_resume, "go on with a task that was stopped")
     resume.add_argument("name", metavar="NAME")
+    from aggregator.widening_command import add_widen
+
+    add_widen(actions, _add)
 
 
 def _add_demo(commands: Any) -> None:
