@@ -8,7 +8,7 @@ from typing import Final
 from aggregator.config import ConfigError
 from aggregator.demo.play import Play
 
-PLAYS: Final = ("churn", "intents", "demand", "satisfaction")
+PLAYS: Final = ("churn", "intents", "demand", "satisfaction", "recommend")
 
 
 def play(name: str) -> Play:

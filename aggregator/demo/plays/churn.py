@@ -8,6 +8,7 @@ the extra `demo`.
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from typing import Any, Final
 
 from aggregator.demo.play import Play, Record, Rows, fleet_of
@@ -41,6 +42,7 @@ WIDTH: Final = 24_576  # random features, so weights: the noise in the logits do
 BANDWIDTH: Final = 0.2
 
 
+@cache
 def schema() -> Schema:
     """Eleven numbers and two yes-or-no plans; the label is whether the customer left."""
     numbers = [NumberField(name, mean, scale) for name, (mean, scale) in NUMBERS.items()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date, timedelta
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -34,6 +35,7 @@ DRAWN: Final = ("Clark_Lake", "Addison")
 SEED_OF_THE_MODEL: Final = 0  # fixes the first weights of the bending layer; they depend on no passenger
 
 
+@cache
 def schema() -> Schema:
     """The last four weeks of the station, the weekday, and whether the day is a holiday or beside one."""
     return demand.schema(window=WINDOW, spread=0.2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -46,6 +47,7 @@ class Line(NamedTuple):
     reply: str
 
 
+@cache
 def corpus() -> list[Line]:
     """Every different question of a topic with enough of them. Raises DemoFailed."""
     package = find_spec("chatterbot_corpus")
@@ -86,6 +88,7 @@ def is_chinese(text: str) -> bool:
     return any("\u4e00" <= letter <= "\u9fff" for letter in text)
 
 
+@cache
 def schema() -> Schema:
     """One text; letters in runs of one to three serve both languages, words the English one."""
     topics = tuple(sorted({line.topic for line in corpus()}))
@@ -145,11 +148,15 @@ def pictures(model: bytes, rows: Rows) -> Sequence[Picture]:
 
 def _by_language(asked: Sequence[Record], right: Any) -> str:
     chinese = np.array([is_chinese(record["text"]) for record in asked])
-    english, other = f"{right[~chinese].mean():.0%}", f"{right[chinese].mean():.0%}"
+    english, other = _share(right[~chinese]), _share(right[chinese])
     return (
         f"Held-out questions; a row adds up to one. Of the {int((~chinese).sum())} English ones {english} are "
         f"recognised, of the {int(chinese.sum())} Chinese ones {other}."
     )
+
+
+def _share(right: Any) -> str:
+    return f"{np.mean(right):.0%}" if len(right) else "none"
 
 
 def _answers(asked: Sequence[Record], guessed: Sequence[str], sure: Any, right: Any) -> Picture:
@@ -173,7 +180,7 @@ def _answers(asked: Sequence[Record], guessed: Sequence[str], sure: Any, right: 
     words = (
         f"Questions that no device had seen. The topic is the model's; the answer is the stored reply to the nearest "
         f"question of that topic. A quarter of the questions, those below {threshold:.0%}, go to a person: of the "
-        f"rest {right[kept].mean():.0%} are recognised, of those handed over {right[~kept].mean():.0%} would be."
+        f"rest {_share(right[kept])} are recognised, of those handed over {_share(right[~kept])} would be."
     )
     return Picture("What it would answer", table(("question", "topic", "answer"), lines), words)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +35,7 @@ SHOPS: Final = 32  # of each language, dealt by hash
 SHOWN: Final = 4
 
 
+@cache
 def schema() -> Schema:
     """One text; letters in runs of one to three serve both languages, words the English one."""
     return Schema((TextField("text", WIDTH, chars=(1, 2, 3), words=(1, 2)),), Label("content", "binary", NAMES))
