@@ -89,7 +89,16 @@ def _metric_words(outcome: Outcome) -> str:
         f"The fleet's model is {against(outcome.local_private_mean)} the mean device alone with the same privacy, and "
         f"{against(outcome.local_mean)} the mean device alone that adds no noise at all. It is "
         f"{against(outcome.central_private)} one centre that saw all {outcome.play.records} and added noise for the "
-        f"same epsilon, and {against(outcome.central)} one that added none."
+        f"same epsilon, and {against(outcome.central)} one that added none. {_why_behind(outcome)}"
+    )
+
+
+def _why_behind(outcome: Outcome) -> str:
+    if outcome.task["privacy"]["placement"] == "local":
+        return "Each device adds all the noise that its own promise needs: the sum has more than a centre would add."
+    return (
+        "A round's step is the centre's but for two things: the killed devices' rows are missing from it, and the "
+        "noise has to suffice even if fewer devices than took part add theirs."
     )
 
 

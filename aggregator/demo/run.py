@@ -37,7 +37,7 @@ from edge_sdk.protocol.secagg.ring import profile
 MARK: Final = ".chorale-demo"
 MOST_DEVICES: Final = 32
 DEATHS_IN_ROUND: Final = 3
-LEARN_S: Final = 400.0
+LEARN_S: Final = 900.0
 ALL_INSTALLED_S: Final = 60.0
 REFUSED_S: Final = 45.0
 ANSWERS_S: Final = 60.0
