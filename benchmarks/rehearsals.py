@@ -3,7 +3,7 @@
     python benchmarks/rehearsals.py [--only NAME ...] [--rounds 30] [--max-rows 8000] [--json]
 
 Each is one run of the command as a stranger would give it, with masks. A run must end in a report or in one line with a
-remedy; the exit code says whether all did. Needs extras demo, train and aggregator.
+remedy: anything else is a traceback here. Needs extras demo, train and aggregator.
 """
 
 from __future__ import annotations
