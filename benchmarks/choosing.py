@@ -53,7 +53,7 @@ class Plan(NamedTuple):
 PLANS: Final = {
     "satisfaction_sfo": Plan((1.0, 3.0), (0.02, 0.1), (0.03, 0.1, 0.3)),
     "churn_mlc": Plan((3.0, 10.0), (0.01, 0.03), (0.1, 0.3)),
-    "intents_banking77": Plan((10.0, 30.0), (0.1, 0.3), (0.3, 1.0, 3.0), (0,), 512),
+    "intents_banking77": Plan((10.0, 30.0, 100.0), (0.1, 0.3, 1.0), (0.3, 1.0, 3.0), (0,), 512),
     "intents_crosswoz_zh": Plan((3.0, 10.0), (0.03, 0.1), (0.3, 1.0), (0,), 512),
 }
 SETS: Final = {**churn.SETS, **satisfaction.SETS, **service.SETS}
@@ -99,7 +99,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _cell(row: Row | None) -> str:
-    return "-" if row is None else f"{row['value']:.3f} ({row['rate']:g})"
+    return "-" if row is None else f"{row['value']:.3f} ({row['rate']:.2g})"
 
 
 def picture(rows: Sequence[Row], file: Path) -> None:
