@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aggregator import cli
-from aggregator.demo import data
+from aggregator.demo.plays import churn
 from edge_sdk.artifact.starter import tabular_classifier
 
 
@@ -25,7 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     path = tmp_path / "first.onnx"
-    path.write_bytes(tabular_classifier(data.schema(), (), 0))
+    path.write_bytes(tabular_classifier(churn.schema(), (), 0))
     return path
 
 
@@ -136,7 +136,7 @@ def test_a_task_states_its_privacy_with_all_that_belongs_to_it(
     home: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held_out = tmp_path / "held_out.jsonl"
-    data.write_held_out(held_out, data.load(8).held_out[:40])
+    held_out.write_text("".join(json.dumps(record) + "\n" for record in churn.load(8).held_out[:40]))
     words = ["task", "create", "churn", "--model", str(model), "--held-out", str(held_out), "--epsilon", "3"]
     assert cli.main([*words, "--sample-rate", "0.2", "--steps", "20", "--json"]) == 0
     privacy = json.loads(capsys.readouterr().out)["privacy"]

@@ -10,7 +10,8 @@ import pytest
 from tuf.api.exceptions import RepositoryError
 from tuf.ngclient import Updater
 
-from aggregator.demo import data, forgery
+from aggregator.demo import forgery
+from aggregator.demo.plays import churn
 from aggregator.evaluation import logits
 from aggregator.releases.errors import ReleaseRefused
 from aggregator.releases.keys import open_targets_key
@@ -26,7 +27,7 @@ PASSPHRASE = b"a passphrase for tests"
 
 @pytest.fixture
 def model() -> bytes:
-    start = tabular_classifier(data.schema(), (), 0)
+    start = tabular_classifier(churn.schema(), (), 0)
     return write_vector(start, np.linspace(-1, 1, read_vector(start).size, dtype=np.float32))
 
 
@@ -107,8 +108,8 @@ def test_the_aggregator_itself_would_refuse_to_publish_the_new_graph(repository:
 
 
 def test_the_forged_models_really_answer_otherwise(model: bytes) -> None:
-    record = {name: mean + scale for name, (mean, scale) in data.NUMBERS.items()} | dict.fromkeys(data.PLANS, "no")
-    inputs = features(data.schema(), [record])
+    record = {name: mean + scale for name, (mean, scale) in churn.NUMBERS.items()} | dict.fromkeys(churn.PLANS, "no")
+    inputs = features(churn.schema(), [record])
     honest = logits(model, inputs)
     assert np.allclose(logits(forgery.changed_weights(model), inputs), -honest)
     assert np.allclose(logits(forgery.new_graph(model), inputs), 2 * honest)
