@@ -63,6 +63,9 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "moments": "mean and spread of {of}", "histogram": "how {of} is distributed", "words": "shares of {of}",
         "model": "how often the model is right", "label": "what turned out to be right",
         "off": "Training is switched off on this device: nothing is learnt from what is kept.",
+        "personal": "This device also adapts the model to what is kept here, for itself alone and without noise. That"
+        " never leaves it and is deleted at once when anybody it was learnt from withdraws, but it may show in the"
+        " answers that this device gives to others.",
         "withdraw": "How to withdraw: tell us, at this device, at any time. Your examples and their key are erased at"
         " once and nothing of you is learnt from then on; what waits to be sent and may contain it is dropped. What was"
         " summed with other devices before cannot be taken out again. You can also ask for a copy of all that is held.",
@@ -102,6 +105,8 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "moments": "{of}的平均值与离散程度", "histogram": "{of}的分布", "words": "{of}的占比",
         "model": "模型的正确率", "label": "事后确认的正确结果",
         "off": "本设备已关闭训练：不会从所保存的内容中学习。",
+        "personal": "本设备还会利用此处保存的数据调整模型，仅供本设备自己使用，不加噪声。调整结果绝不离开本设备；"
+        "只要其中任何一位客户撤回，即刻删除；但它可能体现在本设备给其他人的回答中。",
         "withdraw": "如何撤回：随时在本设备上告诉我们即可。您的数据及其密钥立即删除，此后不再从中学习；"
         "等待发送且可能包含它的内容"
         "会被丢弃。此前已与其他设备相加的部分无法再取出。您也可以索取一份所保存全部内容的副本。",
@@ -131,6 +136,8 @@ def notice(config: Config, task: str, language: str = "en") -> str:
         lines.append(words["asked_off"])
     if not config.training or (config.home / "training.off").exists():
         lines.append(words["off"])
+    elif config.personalise:
+        lines.append(words["personal"])
     return "\n".join([*lines, words["withdraw"]])
 
 

@@ -30,18 +30,20 @@ OnStep = Callable[[int, int], None]
 FEWEST: Final = 20  # rows, and FEWEST_UNITS units: a choice by fewer is a draw of lots
 FEWEST_UNITS: Final = 5
 SURE: Final = 2.0
-# Rows with any label at random, beside the held-out ones: few rows show no sure answer that is wrong, and it will come.
-SURPRISES: Final = 1.0
+# Rows whose second best label is right, beside the held-out ones: few rows show no sure answer that is wrong, and it
+# will come.
+SURPRISES: Final = 0.5
 FOLDS: Final = 4
-MANY: Final = 4000  # rows, of which one held-out part says enough
+HEAVY: Final = 2e7  # products a pass: above it one held-out part and every second pull have to do
 # In units of the rows' mean squared length over 10.
-PULLS: Final = (300.0, 60.0, 12.0, 2.5, 0.5, 0.1, 0.02)
+PULLS: Final = (300.0, 60.0, 12.0, 2.5, 0.5, 0.1, 0.02, 0.004)
+LEAST: Final = 5.0  # over the rows: pulls below it would let few rows say anything
 SHARES: Final = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A candidate. `pull`: place in PULLS; `alpha`: the share of what these rows alone say, 0.0 for the fleet's."""
+    """A candidate. `pull`: its place among those tried; `alpha`: the share of what these rows alone say."""
 
     kind: Kind
     pull: int = -1
@@ -115,19 +117,20 @@ class _Search:
         self._fleet = self._offset + torch.from_numpy(view.inputs @ view.weights)
         self._directions = Directions(view.inputs)
         scale = float((view.inputs.astype(np.float64) ** 2).sum(1).mean()) / 10
-        self.pulls = [pull * scale for pull in PULLS]
+        self._heavy = self._directions.products * view.weights.shape[1] > HEAVY
+        self.pulls = [pull * scale for pull in (PULLS[::2] if self._heavy else PULLS) if pull >= LEAST / len(labels)]
 
     def chosen(
         self, units: npt.NDArray[np.int64], rng: np.random.Generator, sure: float
     ) -> tuple[Choice, float, float]:
         """The candidate to use, the mean held-out loss of the fleet's weights, and its own."""
         folds = rng.permutation(int(units.max()) + 1)[units] % FOLDS
-        parts = [folds == fold for fold in range(1 if len(units) >= MANY else FOLDS)]
+        parts = [folds == fold for fold in range(1 if self._heavy else FOLDS)]
         held = np.logical_or.reduce(parts)
         losses = {FLEET: self._losses(self._fleet)}
         surprises = {FLEET: self._surprise(self._fleet)}
         for way, kind in enumerate(("tuned", "own")):
-            self._walk(parts, kind == "tuned", way * len(PULLS), losses, surprises)
+            self._walk(parts, kind == "tuned", way * len(self.pulls), losses, surprises)
         means = {choice: float(found[held].mean()) for choice, found in losses.items()}
         feared = {choice: means[choice] + SURPRISES * surprises[choice] / held.sum() for choice in means}
         best = min(means, key=lambda choice: feared[choice] if np.isfinite(feared[choice]) else np.inf)
@@ -143,7 +146,7 @@ class _Search:
         fits = [self._fit(~out, tuned) for out in parts]
         means: list[float] = []
         for place, pull in enumerate(self.pulls):
-            self._on_step(done + place, 2 * len(PULLS))
+            self._on_step(done + place, 2 * len(self.pulls))
             for fit, out in zip(fits, parts, strict=True):
                 fit.fall(pull)
                 for choice, logits in self._candidates(place, tuned, fit.logits()):
@@ -154,11 +157,11 @@ class _Search:
                 break
 
     def _surprise(self, logits: torch.Tensor) -> float:
-        """The mean loss where the right answer is any of the labels; 0.0 for numbers."""
+        """The mean loss where the second best label is the right one; 0.0 for numbers."""
         if self._name == "cross_entropy":
-            return float((torch.logsumexp(logits, 1) - logits.mean(1)).mean())
+            return float((torch.logsumexp(logits, 1) - logits.topk(2, dim=1).values[:, 1]).mean())
         if self._name == "binary_cross_entropy":
-            return float((torch.nn.functional.softplus(logits) - logits / 2).mean())
+            return float(torch.nn.functional.softplus(logits.abs()).mean())
         return 0.0
 
     def _losses(self, logits: torch.Tensor) -> npt.NDArray[np.float64]:

@@ -3,7 +3,7 @@
 Least sum over rows of loss(offset + Z W) + pull / 2 |W - start|^2, by L-BFGS in the rows' own scales; each pull
 begins where the one before ended. The pull is a Gaussian prior around `start` (ridge regression where that is 0). Wide
 rows are turned into their principal directions once, which changes neither the pull nor the result and makes n rows of
-m > n columns n wide. Draws nothing.
+m > n columns n wide; of more than 1,024 directions the largest stay. Draws nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ Floats = npt.NDArray[np.float32]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 MOST_TURNED: Final = 2000  # rows or columns: the directions of more take longer than they save
+MOST_DIRECTIONS: Final = 1024
 _SPARSE: Final = 0.1  # share of entries that are not zero, below which products skip the zeros
 _SMALLEST: Final = 1e-6  # of the largest direction's size
-_STEPS: Final = 12
+_STEPS: Final = 10
 _SMOOTH: Final = 0.05  # width of the bend that stands for pinball loss's corner, in the label's scale
 
 
@@ -42,11 +43,14 @@ class Directions:
             self.turned, self._back = self._rows @ vectors, lambda weights: vectors @ weights
         else:
             self._turn_wide()
+        kept = self.turned.numel() if self.turned.layout == torch.strided else int(np.count_nonzero(rows))
+        self.products = float(kept)  # of one pass, for each output
         self.energy = (self._rows**2).sum(0) if self.turned.layout != torch.strided else (self.turned**2).sum(0)
 
     def _turn_wide(self) -> None:
         sizes, vectors = torch.linalg.eigh(self._rows @ self._rows.T)
         kept = sizes > _SMALLEST * sizes.max()
+        kept[:-MOST_DIRECTIONS] = False
         roots, vectors = sizes[kept].sqrt(), vectors[:, kept]
         self.turned = vectors * roots
         self._back = lambda weights: self._rows.T @ ((vectors / roots) @ weights)
