@@ -81,8 +81,8 @@ def _record(row: dict[str, Any], earlier: list[float]) -> Record:
     return {SUBJECT: f"s{row['s']}", "own": earlier, **about, LABEL: float(row["y"])}
 
 
-def task(devices: int, rounds: int) -> dict[str, Any]:
-    """The recipe's settings for grades. Chosen on the grades of a fifth of the students, none of them held out."""
+def task(devices: int, rounds: int) -> dict[str, Any]:  # noqa: ARG001 - every play is asked so
+    """The recipe's settings for grades, at its rate for much noise: a third of the students is few to hide among."""
     return {
         "unit": "customer",
         "placement": "shared",
@@ -91,12 +91,12 @@ def task(devices: int, rounds: int) -> dict[str, Any]:
         "sample_rate": 1.0,
         "units_per_device": round(4650 / devices),
         "max_grad_norm": 4.0,
-        "learning_rate": 8.0,
+        "learning_rate": 3.0,
         "server_optimizer": "momentum",
         "server_decay": "linear",
         "metric": "rmse",
         "profile": "P32",
-    } | ({"server_learning_rate": 30.0 / rounds} if rounds > 30 else {})
+    }
 
 
 def pictures(model: bytes, rows: Rows) -> Sequence[Picture]:
@@ -159,7 +159,7 @@ PLAY: Final = Play(
     model=model,
     load=load,
     task=task,
-    rounds=30,
+    rounds=20,
     subject=SUBJECT,
     pictures=pictures,
 )
