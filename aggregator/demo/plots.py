@@ -89,7 +89,14 @@ def _metric(axes: Any, outcome: Outcome) -> None:
         )
         axes.axhline(outcome.central_private, color=CENTRAL, ls=":", label="one centre, same privacy")
         axes.axhline(outcome.local_mean, color=ALONE, ls="--", label="a device alone, no privacy (mean)")
-        axes.axhline(outcome.local_private_mean, color=ALONE, ls=":", label="a device alone, same privacy (mean)")
+        axes.axhline(
+            outcome.local_private_mean,
+            color=ALONE,
+            ls=":",
+            label=f"a device alone, same privacy (mean {outcome.local_private_mean:.3f})",
+        )
+        if outcome.lower_is_better:  # a device that noise drowns has an error beyond any scale
+            axes.set_ylim(top=1.1 * max([outcome.local_mean, *(e["metric"] for e in outcome.rounds_shown)]))
     axes.set(xlabel="round", ylabel=metric_name(outcome.task["metric_name"]))
     _whole_rounds(axes, rounds)
     axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
@@ -127,7 +134,8 @@ def _devices(axes: Any, outcome: Outcome) -> None:
     axes.axvline(outcome.central, color=CENTRAL, ls="--", label="one centre, no privacy")
     axes.set_yticks(list(places), [f"{one.device} ({one.records})" for one in ordered])
     lowest = min([one.without_privacy for one in ordered] + [*private, outcome.fleet_metric, outcome.central])
-    axes.set(xlim=(max(0.0, lowest - 0.05), None), xlabel=metric_name(outcome.task["metric_name"]))
+    most = 1.1 * max(one.without_privacy for one in ordered) if outcome.lower_is_better else None
+    axes.set(xlim=(max(0.0, lowest - 0.05), most), xlabel=metric_name(outcome.task["metric_name"]))
     axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
 
 
