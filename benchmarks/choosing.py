@@ -3,7 +3,7 @@
     python benchmarks/choosing.py [--set NAME]... [--part NAME]... [--rounds N]... [--quick]
                                   [--json] [--plot FILE] [--from FILE]
 
-Four real fleets; every way at the same numbers of rounds, each at the best rate of a small grid, without privacy and at
+Four fleets; every way at the same numbers of rounds, each at the best rate of a small grid, without privacy and at
 epsilon 8. Trains without the validation part of the training rows and scores that; no test row is looked at. Seed 0
 chooses the rate; where noise is drawn, the figure is the mean over seeds 0 and 1. Texts are hashed to fewer columns
 than the recipes take, which saves time and costs every way the same. --json prints one object a line, which --from
@@ -103,22 +103,22 @@ def _cell(row: Row | None) -> str:
 
 
 def picture(rows: Sequence[Row], file: Path) -> None:
-    """One panel a set: every way after the most rounds, without noise and at epsilon 8."""
+    """One panel a set: every way after the fewest rounds, without noise and at epsilon 8."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    last = max(row["rounds"] for row in rows)
+    shown = min(row["rounds"] for row in rows)
     names = list(dict.fromkeys(row["set"] for row in rows))
     ways = list(dict.fromkeys(_label(row) for row in rows))
     figure, panels = plt.subplots(1, len(names), figsize=(3 + 2.2 * len(names), 0.26 * len(ways) + 1.2), sharey=True)
     for panel, name in zip([panels] if len(names) == 1 else panels, names, strict=True):
-        own = [row for row in rows if row["set"] == name and row["rounds"] == last]
+        own = [row for row in rows if row["set"] == name and row["rounds"] == shown]
         for epsilon, mark, words in ((None, "o", "without noise"), (EPSILON, "x", f"epsilon {EPSILON:g}")):
             some = [row for row in own if row["epsilon"] == epsilon]
             panel.plot([row["value"] for row in some], [ways.index(_label(row)) for row in some], mark, label=words)
-        panel.set_title(f"{name}\n{own[0]['metric']}, {last} rounds", fontsize=8)
+        panel.set_title(f"{name}\n{own[0]['metric']}, {shown} rounds", fontsize=8)
         panel.tick_params(labelsize=7)
         panel.grid(alpha=0.3)
         panel.set_yticks(range(len(ways)), ways)

@@ -166,7 +166,8 @@ class Comparison:
         }  # fmt: skip
         for words, fields in ways.items():
             make, few = self._stepping(words, fields), self.rounds[:1]
-            yield from self._searched("noise", make, self.case.local, epsilon, few)
+            grid = self.case.plain if fields["steps"] == 1 else self.case.local
+            yield from self._searched("noise", make, grid, epsilon, few)
 
     @staticmethod
     def _stepping(words: str, fields: Mapping[str, Any]) -> Callable[[float], Way]:
