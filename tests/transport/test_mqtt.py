@@ -270,7 +270,7 @@ def test_settings_name_no_secret() -> None:
     assert settings.window == 8
 
 
-@pytest.mark.parametrize("clock", [0.0, time.time()])
+@pytest.mark.parametrize("clock", [0.0, time.time()], ids=["1970", "now"])
 def test_a_clock_behind_the_certificates_does_not_keep_a_device_away(far_authority: Authority, clock: float) -> None:
     with running(far_authority, friendly, now=lambda: clock) as (_odd, transport, told):
         wait_for(lambda: bool(told))
