@@ -42,9 +42,13 @@ RUNS: Final = ("central", "local_mean", "fleet", "personalised", *CENTRES, *list
 class Bench:
     """A data set, encoded once: its training rows by client, and the rows that are scored."""
 
-    def __init__(self, dataset: Dataset, *, validating: bool = False) -> None:
-        """`validating`: train without the validation part and score it; the test rows are not looked at."""
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, *, validating: bool = False, honest_share: float = 1.0) -> None:
+        """`validating`: train without the validation part and score it; the test rows are not looked at.
+
+        `honest_share`: the part of the clients that is taken to add its share of shared noise. With 1 nobody is trusted
+        less than the trusted centre of the comparison is; the product's default, 0.8, adds an eighth to the noise.
+        """
+        self.dataset, self.honest_share = dataset, honest_share
         train = dataset.train.take(~dataset.validation) if validating else dataset.train
         self.scored = dataset.train.take(dataset.validation) if validating else dataset.test
         self.heldout: Heldout = heldout(dataset.schema, self.scored.records, self.scored.answers)
@@ -96,7 +100,10 @@ class Bench:
     def spec(self, setting: str) -> tasks.TaskSpec:
         """The task of one of the set's settings."""
         name = f"{self.dataset.name}-{setting}".replace("_", "-")
-        return tasks.build_spec(**{"name": name, "unit": self.dataset.unit, **self.dataset.settings[setting]})
+        given = {"name": name, "unit": self.dataset.unit, **self.dataset.settings[setting]}
+        if given.get("placement") == "shared":
+            given["honest_share"] = self.honest_share
+        return tasks.build_spec(**given)
 
     def _of(self, model: bytes) -> dict[str, float]:
         return self._figures(logits(model, self.heldout.inputs))

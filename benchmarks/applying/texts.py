@@ -75,7 +75,7 @@ def settings(
 
     def shared(own: Mapping[str, Any]) -> dict[str, Any]:
         clip = own.get("max_grad_norm", task["max_grad_norm"])
-        return {"placement": "shared", "honest_share": 1.0, "clip": 1.1 * clip * float(units.max()), **own}
+        return {"placement": "shared", "clip": 1.1 * clip * float(units.max()), **own}
 
     return {
         "no_privacy": {**fleet, **shared(no_privacy), "insecure_without_noise": True},
