@@ -88,10 +88,12 @@ THREATS: Final[tuple[Pair, ...]] = (
         "被盗设备经吊销后在下一条消息即被拒绝；其加密样本的安全取决于磁盘。",
     ),
     Pair(
-        "Not covered: one person on several devices or in several tasks is counted by each on its own;"
+        "Not covered: one person on several devices or in several tasks is counted by each on its own"
+        " (with shared noise, k devices of one person cost the epsilon of a noise k times smaller);"
         " traffic analysis;"
         " copies of a device's disk made earlier; fairness. Designed to resist a malicious server; not audited.",
-        "未涵盖：同一人在多台设备或多个任务中由各处分别计算；流量分析；此前制作的设备磁盘副本；公平性。"
+        "未涵盖：同一人在多台设备或多个任务中由各处分别计算（分摊噪声下，同一人的 k 台设备相当于噪声缩小到 1/k）；"
+        "流量分析；此前制作的设备磁盘副本；公平性。"
         "按抵御恶意服务器设计；未经第三方审计。",
     ),
 )

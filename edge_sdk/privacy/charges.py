@@ -99,6 +99,19 @@ def epsilon(terms: PrivacyTerms, length: int, rounds: int) -> float | None:
     return accounting.epsilon(spend_of(terms, length, rounds), terms.delta)
 
 
+def epsilon_on_devices(terms: PrivacyTerms, length: int, rounds: int, devices: int) -> float | None:
+    """Epsilon of a person whom so many devices hold, each of which counts him as one unit; None without noise.
+
+    Local noise: the spends of his devices add up. Shared noise: all that he adds goes into one sum, whose sensitivity
+    is `devices` times that of one unit (group privacy), so it costs what `devices` times less noise would. The noise
+    is that of the `honest` devices alone; where units are drawn, his devices are taken to draw him together.
+    """
+    if terms.placement == "shared":
+        less = terms.noise_multiplier / devices
+        return epsilon(msgspec.structs.replace(terms, noise_multiplier=less), length, rounds)
+    return epsilon(terms, length, rounds * devices)
+
+
 def calibrate(terms: PrivacyTerms, length: int, rounds: int, target: float) -> float:
     """The least noise multiplier (within 0.01 %) that keeps `rounds` rounds within epsilon `target`, rounding included.
 

@@ -82,14 +82,20 @@ _PLACEMENT_ZH: Final = {"local": "本地噪声", "shared": "分摊噪声"}
 
 def state(terms: PrivacyTerms, length: int, rounds: int, n_min: int) -> PrivacyStatement:
     """What `rounds` rounds of these terms promise; `n_min`: the smallest cohort that may be opened."""
-    return charged(terms, charges.epsilon(terms, length, rounds), rounds, n_min)
+    twice = charges.epsilon_on_devices(terms, length, rounds, 2)
+    return charged(terms, charges.epsilon(terms, length, rounds), rounds, n_min, twice=twice)
 
 
-def charged(terms: PrivacyTerms, epsilon: float | None, rounds: int, n_min: int) -> PrivacyStatement:
-    """As `state`, with an epsilon that a ledger has added up from rounds of these terms."""
+def charged(
+    terms: PrivacyTerms, epsilon: float | None, rounds: int, n_min: int, *, twice: float | None = None
+) -> PrivacyStatement:
+    """As `state`, with an epsilon that a ledger has added up from rounds of these terms.
+
+    `twice`: that of a person on two devices, where it is known (charges.epsilon_on_devices).
+    """
     promised = epsilon is not None and math.isfinite(epsilon) and not terms.insecure_without_noise
     shared = terms.placement == "shared"
-    english, chinese = _assumptions(terms, n_min) if promised else ((), ())
+    english, chinese = _assumptions(terms, n_min, twice) if promised else ((), ())
     return PrivacyStatement(
         epsilon=epsilon if promised else None,
         delta=terms.delta,
@@ -147,16 +153,17 @@ def _against_zh(terms: PrivacyTerms, n_min: int) -> str:
     return f"所有能看到汇总结果与模型的人，包括聚合方；依靠安全聚合，且{cohort}"
 
 
-def _assumptions(terms: PrivacyTerms, n_min: int) -> tuple[Texts, Texts]:
+def _assumptions(terms: PrivacyTerms, n_min: int, twice: float | None) -> tuple[Texts, Texts]:
     pairs = [_sampling(terms), _carried(terms, n_min)]
     if terms.unit == "customer":
         pairs.append(
             (
-                f"at most {terms.per_customer} examples of a customer enter a step; a customer who uses several "
-                "devices is counted by each of them and the epsilons add up",
-                f"每步每位客户最多使用 {terms.per_customer} 条样本；在多台设备上的同一客户由各设备分别计算，ε 相加",
+                f"at most {terms.per_customer} examples of a customer enter a step on each device",
+                f"每步每位客户在每台设备上最多使用 {terms.per_customer} 条样本",
             )
         )
+    if terms.unit != "record":
+        pairs.append(_several(terms, twice))
     if terms.unit == "record":
         pairs.append(
             (
@@ -171,6 +178,26 @@ def _assumptions(terms: PrivacyTerms, n_min: int) -> tuple[Texts, Texts]:
         )
     )
     return tuple(english for english, _ in pairs), tuple(chinese for _, chinese in pairs)
+
+
+def _several(terms: PrivacyTerms, twice: float | None) -> tuple[str, str]:
+    """What a person pays who is on more than one device: nobody but the devices could tell."""
+    if terms.placement == "local":
+        return (
+            "a person who uses several devices is counted by each of them, and the epsilons add up",
+            "在多台设备上的同一人由各设备分别计算，ε 相加",
+        )
+    english = chinese = ""
+    if twice is not None:
+        sound = math.isfinite(twice)
+        english = f" (two devices: {f'epsilon {twice:.3g}' if sound else 'no bound'}, by the honest devices' noise)"
+        chinese = f"（两台设备：{f'ε = {twice:.3g}' if sound else '没有界限'}，按诚实设备的噪声计算）"
+    return (
+        "a person who uses k devices adds to the same sum k times: its sensitivity is k-fold, and epsilon that of a "
+        f"noise k times smaller, as a rule more than k times as large{english}",
+        "使用 k 台设备的人向同一汇总贡献 k 次：灵敏度为 k 倍，"
+        f"ε 相当于噪声缩小到 1/k 时的值，通常超过 ε 的 k 倍{chinese}",
+    )
 
 
 def _sampling(terms: PrivacyTerms) -> tuple[str, str]:

@@ -40,7 +40,9 @@ def test_a_figure_comes_with_all_that_it_means_nothing_without(unit, placement):
     assert ("16 of the 20" in said) == (placement == "shared") == ("16 台诚实" in in_chinese)
     assert len(made.assumptions) == len(made.chinese[2]) >= 3
     assert ("probability 0.1" in made.assumptions[0]) == (unit != "device")
-    assert any("several devices" in assumption for assumption in made.assumptions) == (unit == "customer")
+    several = [one for one in made.assumptions if "several devices" in one or "k devices" in one]
+    assert len(several) == (unit != "record")
+    assert all(("add up" in one) == (placement == "local") for one in several)
     assert json.loads(json.dumps(made.to_dict()))["sentence_zh"] == in_chinese
 
 
@@ -71,3 +73,23 @@ def test_shared_noise_on_sums_costs_what_central_dp_sgd_costs_but_for_rounding()
     central = replace(shared, placement="local", steps=1)
     assert charges.epsilon(shared, LENGTH, 20) == pytest.approx(charges.epsilon(central, LENGTH, 20), rel=0.08)
     assert charges.epsilon(shared, LENGTH, 20) > charges.epsilon(central, LENGTH, 20)
+
+
+@pytest.mark.parametrize("unit", ["customer", "device"])
+def test_a_person_on_two_devices_of_one_sum_pays_what_half_the_noise_costs(unit):
+    terms = terms_of(unit, "shared", target_epsilon=8.0, sample_rate=1.0)
+    halved = charges.epsilon(replace(terms, noise_multiplier=terms.noise_multiplier / 2), LENGTH, 20)
+    assert charges.epsilon_on_devices(terms, LENGTH, 20, 2) == halved > 2.3 * charges.epsilon(terms, LENGTH, 20)
+    assert charges.epsilon_on_devices(terms, LENGTH, 20, 4) == pytest.approx(50, rel=0.05)
+    made = statement.state(terms, LENGTH, 20, 20)
+    assert any(f"two devices: epsilon {halved:.3g}" in one and "k-fold" in one for one in made.assumptions)
+    assert any(f"ε = {halved:.3g}" in one and "1/k" in one for one in made.chinese[2])
+    unknown = statement.charged(terms, 8.0, 20, 20)
+    assert any("k-fold" in one for one in unknown.assumptions)
+    assert not any("two devices" in one for one in unknown.assumptions)
+
+
+def test_with_local_noise_the_spends_of_a_persons_devices_add_up():
+    terms = terms_of("customer", "local")
+    twice = charges.epsilon_on_devices(terms, LENGTH, 20, 2)
+    assert twice == charges.epsilon(terms, LENGTH, 40) < 2 * charges.epsilon(terms, LENGTH, 20)
