@@ -92,9 +92,19 @@ def lines(trial: Trial, folder: Path, commands: Sequence[str]) -> list[str]:
     less = " (less is better)" if trial.metric in LOWER_IS_BETTER else ""
     shown = [f"{name} on the held-out rows{less}:"]
     shown += [f"  {_value(trial.overall(run)):>9}  {words}" for run, words in _runs(trial)]
+    shown += _device_means(trial)
     shown += _promises(trial)[:1] if trial.refused is None else []
     shown += [f"advice: {one}" for one in trial.advice]
     return [*shown, f"report: {folder / 'report.html'}", "next:", *(f"  {one}" for one in commands)]
+
+
+def _device_means(trial: Trial) -> list[str]:
+    """Models of their own may rank worse against each other, pooled, where each ranks its own device's rows better."""
+    runs = [run for run in ("fleet_no_privacy", "personalised", "alone") if run in trial.scores]
+    if "personalised" not in runs:
+        return []
+    said = ", ".join(f"{run.replace('_', ' ')} {_value(trial.scores[run].mean(trial.metric))}" for run in runs)
+    return [f"mean over devices: {said}"]
 
 
 def _runs(trial: Trial) -> list[tuple[str, str]]:

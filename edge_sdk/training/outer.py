@@ -35,11 +35,15 @@ class _Piece:
 
 @dataclass(frozen=True)
 class Outer:
-    """Rows as the outer part sees them: inputs [n, m], offset [n, K] and weights [m, K], float32. m counts biases."""
+    """Rows as the outer part sees them: inputs [n, m], offset [n, K] and weights [m, K], float32. m counts biases.
+
+    `bias`: the row of `weights` that is added to every output as it is; None where the model has no such.
+    """
 
     inputs: Floats
     offset: Floats
     weights: Floats
+    bias: int | None
     _spans: tuple[tuple[int, slice, bool], ...]  # where each tensor begins in the update vector, its rows, and turned
 
     def vector(self, whole: Floats, weights: Floats) -> Floats:
@@ -73,7 +77,8 @@ def outer(data: bytes, module: GraphModule, features: Features) -> Outer | None:
         return None
     if not np.allclose(offset + inputs @ weights, outputs, _AGREE, _AGREE * max(1.0, float(np.abs(outputs).max()))):
         return None
-    return Outer(inputs, offset, weights, tuple(spans))
+    bias = next((span[1].start for span, piece in zip(spans, pieces, strict=True) if not piece.source), None)
+    return Outer(inputs, offset, weights, bias, tuple(spans))
 
 
 def _pieces(model: Model) -> list[_Piece]:

@@ -132,3 +132,37 @@ def test_layers_beneath_the_outer_part_stay_the_fleets():
     beneath = 5 * 4 + 4
     assert np.array_equal(found[:beneath], read_vector(data)[:beneath])
     assert not np.array_equal(found[beneath:], read_vector(data)[beneath:])
+
+
+def test_a_desk_that_sees_three_of_twelve_labels_knows_which_and_keeps_what_the_fleet_knows_of_them():
+    """The fleet's model is the best there is for all labels alike; the desk's best is the same over its own labels."""
+    rng = np.random.default_rng(8)
+    schema = Schema(FIELDS, Label("y", "classes", tuple(f"label{i}" for i in range(12))))
+    centres = rng.standard_normal((12, 5))
+    weights = np.concatenate([centres.reshape(-1), -(centres**2).sum(1) / 2])
+    data = write_vector(tabular_classifier(schema, [], 0), weights.astype(np.float32), {})
+
+    def asked_here(count: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        labels = rng.integers(0, 3, count)
+        noise = rng.standard_normal((count, 5))
+        return {"features": (centres[labels] + noise).astype(np.float32)}, labels.astype(np.int64)
+
+    def right(vector: np.ndarray, some: int = 12) -> float:
+        return float((outputs(data, vector, later)[:, :some].argmax(1) == truth).mean())
+
+    features, labels = asked_here(60)
+    later, truth = asked_here(4000)
+    fleet, found = read_vector(data), personalise(data, features, labels)
+    assert found.tau > 0
+    assert right(found.vector) > right(fleet) + 0.15
+    assert right(found.vector) > right(fleet, some=3) - 0.005, "the best there is for the desk's three labels"
+
+
+def test_a_shifted_bias_changes_nothing_but_the_bias():
+    """Two labels of features that say nothing: only how often each occurs can be learned."""
+    data, features = tabular_classifier(BINARY, [], 0), rows(200, 1)
+    labels = (np.arange(200) % 10 == 0).astype(np.float32)
+    found = personalise(data, features, labels)
+    assert (found.kind, found.tau) == ("shifted", 1.0)
+    moved = found.vector - read_vector(data)
+    assert np.allclose(moved, [0, 0, 0, 0, 0, np.log(20.5 / 180.5)], atol=1e-5)
