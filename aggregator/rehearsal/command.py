@@ -18,6 +18,7 @@ from typing import Any, Final, get_args
 import msgspec
 import numpy as np
 
+from aggregator import tasks
 from aggregator.errors import TaskRefused
 from aggregator.rehearsal.inference import Understood, Wishes, understand
 from aggregator.rehearsal.settings import Asked, task_name
@@ -27,6 +28,7 @@ from edge_sdk.artifact.schema import LabelKind
 from edge_sdk.protocol.messages import Placement, Unit
 
 EPSILON: Final = 8.0
+MOST_ROUNDS: Final = 10_000
 MOST_ROWS: Final = 100_000
 MOST_SHOWN: Final = 80  # columns on a terminal
 NEEDED: Final = ("torch", "onnx", "matplotlib")
@@ -122,8 +124,12 @@ def _check(chosen: argparse.Namespace) -> None:
         raise DataRefused(f"--test-share {chosen.test_share:g} leaves one side empty", "give 0.01 to 0.9")
     if chosen.max_rows < 10:
         raise DataRefused(f"{chosen.max_rows} rows are too few", "give --max-rows 10 or more")
-    if chosen.rounds is not None and not 1 <= chosen.rounds <= 10_000:
-        raise DataRefused(f"{chosen.rounds} rounds cannot be rehearsed", "give --rounds 1 to 10000")
+    _check_rounds(chosen.rounds, "--rounds")
+
+
+def _check_rounds(rounds: int | None, option: str) -> None:
+    if rounds is not None and not 1 <= rounds <= MOST_ROUNDS:
+        raise DataRefused(f"{rounds} rounds cannot be rehearsed", f"give {option} from 1 to {MOST_ROUNDS}")
 
 
 def _understood(chosen: argparse.Namespace) -> Understood:
@@ -136,14 +142,18 @@ def _understood(chosen: argparse.Namespace) -> Understood:
 
 
 def _task(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Fields of --task. What they mean, `build_spec` checks. Raises TaskRefused."""
+    """Fields of --task, each of a name, type and range that a task knows. Raises TaskRefused."""
     if not chosen.task:
         return {}
     try:
-        return msgspec.json.decode(Path(chosen.task).read_bytes(), type=dict[str, Any])
+        given = msgspec.json.decode(Path(chosen.task).read_bytes(), type=dict[str, Any])
+        tasks.build_spec(**{"name": "rehearsed", **given})
+    except TaskRefused as error:
+        raise TaskRefused(f"{chosen.task}: {error}", error.hint, reason=error.reason) from error
     except (OSError, msgspec.DecodeError) as error:
         hint = 'give a JSON object of task settings, for example {"rounds": 20, "target_epsilon": 4.0}'
         raise TaskRefused(f"cannot read the task file {chosen.task}: {error}", hint) from error
+    return given
 
 
 def _asked(chosen: argparse.Namespace, given: dict[str, Any]) -> Asked:
@@ -153,7 +163,9 @@ def _asked(chosen: argparse.Namespace, given: dict[str, Any]) -> Asked:
         raise DataRefused(
             "the customer unit needs to know whose each row is", "give --subject COLUMN, or --unit record"
         )
-    placement, rounds = chosen.placement or given.get("placement"), chosen.rounds or given.get("rounds")
+    placement = chosen.placement or given.get("placement")
+    rounds = given.get("rounds") if chosen.rounds is None else chosen.rounds
+    _check_rounds(rounds, "rounds in --task" if chosen.rounds is None else "--rounds")
     epsilon = _epsilon(chosen.epsilon, given)
     taken = ("unit", "placement", "rounds", "target_epsilon", "insecure_without_noise")
     for name in (*taken, *(("noise_multiplier",) if chosen.epsilon else ())):
@@ -166,15 +178,20 @@ def _epsilon(text: str, given: dict[str, Any]) -> float | None:
     if not text:
         if given.get("insecure_without_noise"):
             return None
-        return float(given.get("target_epsilon") or EPSILON)
+        wanted = given.get("target_epsilon")
+        return EPSILON if wanted is None else _budget(float(wanted), f"target_epsilon {wanted} in --task")
     if text.lower() in ("none", "off"):
         return None
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
+    return _budget(value, f"--epsilon {text}")
+
+
+def _budget(value: float, said: str) -> float:
     if not 0 < value < 1e6:
-        raise DataRefused(f"--epsilon {text} is no budget", "give a number such as 8 or 3, or none")
+        raise DataRefused(f"{said} is no budget", "give a number such as 8 or 3, or --epsilon none")
     return value
 
 

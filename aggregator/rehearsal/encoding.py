@@ -1,4 +1,6 @@
-"""Understood columns to a record schema, by the training rows alone. Pure; refuses nothing.
+"""Understood columns to a record schema, by the training rows alone. Pure.
+
+Refuses, with DataRefused, a label without a scale.
 
 Means, scales, vocabularies and intervals are read from the file. On a fleet nobody has such a file: there
 `aggregator analytics --scales` learns them privately.
@@ -14,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aggregator.rehearsal.inference import Answers, Feature, Understood
+from aggregator.rehearsal.tables import DataRefused
 from edge_sdk.artifact.encoding import transform
 from edge_sdk.artifact.schema import CategoryField, Field, Label, NumberField, Schema, TextField
 
@@ -69,12 +72,31 @@ def _number(feature: Feature, known: npt.NDArray[np.float64], missing: bool, *, 
         edges = tuple(((distinct[1:] + distinct[:-1]) / 2).tolist())
     elif intervals and len(distinct) > FEW_VALUES:
         edges = tuple(np.unique(np.quantile(known, np.linspace(0, 1, INTERVALS + 1)[1:-1])).tolist())
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean, scale = float(values.mean()), float(values.std())
+    mean, scale = _moments(values)
     sound = np.isfinite([mean, scale]).all() and scale > 0
     return NumberField(
         feature.name, round_to(mean) if sound else 0.0, round_to(scale) if sound else 1.0, log, missing, edges
     )
+
+
+def _moments(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(values.mean()), float(values.std())
+
+
+def boundless(found: Understood, rows: Whole) -> list[str]:
+    """A warning for each column of numbers so large that they have no scale: next to nothing is learnt from it."""
+    said = []
+    for feature in found.features:
+        if feature.role != "number":
+            continue
+        known = np.array([feature.values[row] for row in rows.tolist() if feature.values[row] is not None] or [0.0])
+        if not np.isfinite(_moments(transform(known, heavy(known)))).all():
+            said.append(
+                f"{feature.name!r} holds numbers up to {np.abs(known).max():.2g}, of which no mean or scale can be "
+                f"computed: it is taken as it is and says next to nothing; correct them, or --drop {feature.name}"
+            )
+    return said
 
 
 def round_to(value: float) -> float:
@@ -89,7 +111,7 @@ def heavy(values: npt.NDArray[np.float64], above: float = HEAVY) -> bool:
 
 
 def _skewness(values: npt.NDArray[np.float64]) -> float:
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         apart = values - values.mean()
         spread = values.std()
         return float(np.mean((apart / spread) ** 3)) if np.isfinite(spread) and spread > 0 else 0.0
@@ -110,7 +132,10 @@ def _label(answers: Answers, rows: Whole) -> Label:
         return Label(answers.name, answers.kind, answers.names)
     values = np.array([answers.values[row] for row in rows.tolist()], np.float64)
     log = bool(values.min() >= 0 and heavy(values, 1.0))
-    scaled = transform(values, log)
-    return Label(
-        answers.name, "number", mean=round_to(float(scaled.mean())), scale=round_to(float(scaled.std())) or 1.0, log=log
-    )
+    mean, scale = _moments(transform(values, log))
+    if not np.isfinite([mean, scale]).all():
+        raise DataRefused(
+            f"{answers.name!r} holds numbers up to {np.abs(values).max():.2g}, which have no mean or scale",
+            "correct those rows, or give --kind classes",
+        )
+    return Label(answers.name, "number", mean=round_to(mean), scale=round_to(scale) or 1.0, log=log)

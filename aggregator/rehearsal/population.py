@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,14 @@ class VirtualDevice:
     features: Floats
     labels: npt.NDArray[Any]
     subjects: Whole | None = None
+
+
+class Roaming(NamedTuple):
+    """How many people there are, how many of them have rows on several devices, and the most devices of one."""
+
+    people: int
+    several: int
+    most: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +94,15 @@ class Population:
         apart = np.full(len(self.subjects), -1, np.int64)
         apart[known] = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
         return apart
+
+    def roaming(self) -> Roaming | None:
+        """Who is on several devices, where equal subjects are one person. None without subjects."""
+        if self.subjects is None:
+            return None
+        known = self.subjects >= 0
+        pairs = np.unique(np.stack([self.subjects[known], self.owners()[known]], axis=1), axis=0)
+        devices = np.unique(pairs[:, 0], return_counts=True)[1]
+        return Roaming(len(devices), int((devices > 1).sum()), int(devices.max(initial=0)))
 
     def units(self, *, customers: bool) -> Whole:
         """int64 [devices]: how many records, or customers, each device has."""

@@ -124,31 +124,37 @@ def central_dp(
     population: Population,
     spec: TaskSpec,
     *,
+    across: bool = False,
     seed: int = 0,
     on_step: Callable[[int, bytes], None] | None = None,
 ) -> bytes:
     """One trusted centre that holds all rows: DP-SGD as Opacus defines it, at the task's epsilon. ONNX bytes.
 
-    Same unit, sampling rate, clip, number of steps, learning rate, divisor and server optimizer as the fleet's task.
-    Gaussian noise of the least multiplier that
-    keeps epsilon is added to the clipped sum. Device unit: the fleet's own rounds with the noise of a trusted centre
-    (DP-FedAvg, McMahan et al. 2018), no device being taken for corrupt. `on_step(step, model)` runs after each step
-    (device unit: not at all). Raises TrainingFailed, TaskRefused.
+    Same unit, sampling rate, clip, number of steps, learning rate, divisor and server optimizer as the fleet's task;
+    where that takes n_max of more devices, the rows of as many a round. Gaussian noise of the least multiplier that
+    keeps epsilon is added to the clipped sum. `across`: equal subjects on two devices are one customer, who counts and
+    is clipped once; the divisor shrinks with their number. Device unit: the fleet's own rounds with the noise of a
+    trusted centre (DP-FedAvg, McMahan et al. 2018), no device being taken for corrupt. `on_step(step, model)` runs
+    after each step (device unit: not at all). Raises TrainingFailed, TaskRefused.
     """
     if spec.unit == "device":
         return _trusted_fleet(model, population, spec, seed)
     weights = read_vector(model)
     terms = tasks.settle(spec, weights.size)
-    sums = pooled_sums(GraphModule(model), population, terms)
+    sums = pooled_sums(GraphModule(model), population, terms, across=across)
     # The fleet's own divisor, so that a learning rate means the same: its devices times the units expected of each.
-    divisor = len(population.able(terms)) * terms.expected_batch
+    able, most = population.able(terms), spec.buffer or spec.n_max
+    divisor = min(len(able), most) * terms.expected_batch * (_people_per_unit(population) if across else 1.0)
     deviation, seeds = centre_noise(spec, terms) * terms.max_grad_norm, Seeds(seed)
     noise, drawn = Gaussian(SecretStream(seeds.key("central-noise"))), np.zeros(weights.size, np.float32)
-    steps, everybody = spec.rounds * terms.steps, np.ones(len(population), np.bool_)
+    steps, here = spec.rounds * terms.steps, np.ones(len(population), np.bool_)
     optimizer, state = optimizers.of(msgspec.structs.replace(spec, rounds=steps)), b""
     stream = SecretStream(seeds.key("central-sample"))
     for step in range(1, steps + 1):
-        total = sums.sum(read_vector(model), terms.sample_rate, stream, everybody, np.inf).astype(np.float64)
+        if len(able) > most and (step - 1) % terms.steps == 0:
+            here[:] = False
+            here[seeds.generator("central-cohort", step).choice(able, most, replace=False)] = True
+        total = sums.sum(read_vector(model), terms.sample_rate, stream, here, np.inf).astype(np.float64)
         if deviation > 0:
             noise.fill(drawn, deviation)
             total += drawn
@@ -159,6 +165,15 @@ def central_dp(
         if on_step is not None:
             on_step(step, model)
     return model
+
+
+def _people_per_unit(population: Population) -> float:
+    """Customers over the units that devices take them for; 1.0 for records."""
+    if population.subjects is None:
+        return 1.0
+    nobody = int((population.subjects < 0).sum())
+    people = len(np.unique(population.subjects[population.subjects >= 0])) + nobody
+    return people / max(1, int(population.units(customers=True).sum()))
 
 
 def _trusted_fleet(model: bytes, population: Population, spec: TaskSpec, seed: int) -> bytes:

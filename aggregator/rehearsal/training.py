@@ -24,14 +24,17 @@ Vector = npt.NDArray[np.float32]
 Whole = npt.NDArray[np.int64]
 
 
-def pooled_sums(module: GraphModule, devices: Population, terms: PrivacyTerms) -> PooledSums:
-    """The clipped sums of all devices' units in one pass. Raises TrainingFailed for a layer without a formula."""
+def pooled_sums(module: GraphModule, devices: Population, terms: PrivacyTerms, *, across: bool = False) -> PooledSums:
+    """The clipped sums of all devices' units in one pass. Raises TrainingFailed for a layer without a formula.
+
+    `across`: equal subjects on two devices are one customer, who is clipped once, as by somebody who holds all rows.
+    """
     return PooledSums(
         module,
         {"features": devices.features},
         devices.labels,
         owners=devices.owners(),
-        subjects=devices.unit_subjects() if terms.unit == "customer" else None,
+        subjects=(devices.subjects if across else devices.unit_subjects()) if terms.unit == "customer" else None,
         per_customer=terms.per_customer,
         max_grad_norm=terms.max_grad_norm,
     )

@@ -19,19 +19,19 @@ from aggregator import tasks
 from aggregator.errors import AggregatorError, TaskRefused
 from aggregator.evaluation import LOWER_IS_BETTER, Heldout, heldout, logits
 from aggregator.rehearsal import encoding
+from aggregator.rehearsal.advice import advise, roaming
 from aggregator.rehearsal.choosing import Choice, Encoded, candidates, choose
 from aggregator.rehearsal.fleet import Figures, VirtualFleet
 from aggregator.rehearsal.inference import Understood
-from aggregator.rehearsal.population import Population
+from aggregator.rehearsal.population import Population, Roaming
 from aggregator.rehearsal.references import PlainPlan, alone, central, central_dp
 from aggregator.rehearsal.scores import Scores, part, score, score_outputs, score_own
 from aggregator.rehearsal.settings import METRICS, Asked, spec_for, without_noise
 from aggregator.rehearsal.splits import Split
-from aggregator.task_warnings import warnings as task_warnings
 from edge_sdk.artifact.features import INPUT, features, labels
 from edge_sdk.artifact.schema import Schema
 from edge_sdk.artifact.weights import read_vector
-from edge_sdk.privacy import charges, statement
+from edge_sdk.privacy import statement
 from edge_sdk.protocol.messages import PrivacyTerms
 from edge_sdk.protocol.secagg.committee import SMALLEST
 
@@ -41,7 +41,6 @@ MOST_CURVE: Final = 40  # rounds after which the metric is taken
 MOST_TESTED: Final = 20_000  # rows by which it is taken then
 SHORT_PASS: Final = 2e6  # rows times columns of a pass that Newton may make often
 MOST_PASSES: Final = 400_000  # rows that a reference looks at, all passes together
-NOISY: Final = 5.0  # noise over signal from which the advice names it
 
 Whole = npt.NDArray[np.int64]
 Say = Callable[[str], None]
@@ -68,6 +67,7 @@ class Trial:
     outputs: npt.NDArray[np.float64] | None = None  # of the reported model over the test rows
     plain_seconds: float = 0.0
     masked: bool = True
+    roaming: Roaming | None = None  # customer unit
     advice: list[str] = field(default_factory=list)
 
     @property
@@ -96,6 +96,9 @@ def rehearse(
     found: Understood, split: Split, asked: Asked, *, masks: bool, seed: int, say: Say, clock: Callable[[], float]
 ) -> Trial:
     """Everything. Raises DataRefused, TaskRefused for settings that nothing can come of, TrainingFailed."""
+    for warning in (large := encoding.boundless(found, split.order[~split.test])):
+        say(f"warning: {warning}")
+    found.warnings += large
     plain = _encoded(found, split, intervals=False, seed=seed)
     cut = None if plain.schema.width > 400 else _encoded(found, split, intervals=True, seed=seed)
     if cut is not None and cut.schema == plain.schema:
@@ -109,6 +112,10 @@ def rehearse(
     trial.masked = masks
     say(f"chosen: {choice.candidate.name}, {read_vector(trial.model).size:,} weights")
     people = choice.candidate.encoded.people
+    if trial.spec.unit == "customer":
+        trial.roaming = people.roaming()
+    if trial.roaming is not None and trial.roaming.several:
+        say(f"warning: {trial.roaming.several:,} of {trial.roaming.people:,} customers have rows on several devices")
     _measure_private(trial, people, masks, seed, say)
     _measure_references(trial, people, seed, say, clock)
     trial.advice = advise(trial)
@@ -168,7 +175,9 @@ def _measure_private(trial: Trial, people: Population, masks: bool, seed: int, s
         trial.refused, trial.terms = refusal, None
         say(f"the private task is refused: {refusal}; {refusal.hint}")
         return
-    say(f"running {trial.spec.rounds} rounds of {len(people)} devices" + (" with masks" if masks else " without masks"))
+    able = int((trial.train > 0).sum())
+    share = f"{trial.spec.n_max:,} of {able:,} devices a round" if trial.spec.n_max < able else f"{able:,} devices"
+    say(f"running {trial.spec.rounds} rounds, {share}, {'with' if masks else 'without'} masks")
     fleet.run(on_round=_watched(trial, fleet, say))
     trial.figures = fleet.figures
     trial.outputs = logits(fleet.model, trial.heldout.inputs)
@@ -239,7 +248,7 @@ def _measure_references(trial: Trial, people: Population, seed: int, say: Say, c
     if trial.terms is not None and not trial.terms.insecure_without_noise and trial.spec.target_epsilon is not None:
         say("one centre with the same privacy")
         try:
-            private = central_dp(trial.model, people, trial.spec, seed=seed)
+            private = central_dp(trial.model, people, trial.spec, across=True, seed=seed)
             trial.scores["central_dp"] = score(private, trial.heldout, trial.owners, trial.names)
         except AggregatorError as error:
             say(f"no private centre to compare with: {error}")
@@ -313,26 +322,6 @@ def _personalised(trial: Trial, people: Population, model: bytes, seed: int, say
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-def advise(trial: Trial) -> list[str]:
-    """What to do about what was found."""
-    said = []
-    length = read_vector(trial.model).size
-    if trial.refused is not None:
-        said.append(f"The private task was refused: {trial.refused}. Remedy: {trial.refused.hint}.")
-    if trial.terms is not None:
-        ratio = charges.noise_over_signal(trial.terms, length, trial.spec.rounds, trial.spec.n_min)
-        if ratio > NOISY:
-            said.append(
-                f"The noise is {ratio:.1f} times the most that the rounds could learn: more devices or rows, a larger "
-                "epsilon, fewer columns or (for records) placement shared would help."
-            )
-        said += task_warnings(trial.spec, trial.terms, length)
-    without = int((trial.train == 0).sum())
-    if without:
-        said.append(f"{without} of {len(trial.names)} devices have no training rows and take no part.")
-    return said
-
-
 def summary(trial: Trial, found: Understood) -> dict[str, Any]:
     """For `summary.json` and --json."""
     promised = trial.statement
@@ -349,6 +338,7 @@ def summary(trial: Trial, found: Understood) -> dict[str, Any]:
         "rounds": [figures.as_dict() for figures in trial.figures],
         "curve": trial.curve,
         "masks": trial.masked,
+        "customers_on_several_devices": roaming(trial),
         "devices_per_second": _rate(trial),
         "plain_pass_seconds": trial.plain_seconds,
         "assumptions": [asdict(one) for one in found.assumptions],

@@ -109,6 +109,37 @@ def test_the_private_centre_adds_the_noise_of_its_epsilon_to_every_step():
     assert moved.std() == pytest.approx(noise * 2.0 / divisor * np.sqrt(30), rel=0.2)
 
 
+def test_the_centre_clips_a_person_of_several_devices_once():
+    """One person on every device: what moves the model is one clipped gradient, not one for each device."""
+    x, y = np.ones((2, WIDTH), np.float32), np.ones(2, np.float32)
+    given = spec(target_epsilon=None, insecure_without_noise=True, sample_rate=1.0, max_grad_norm=0.1, rounds=1,
+                 server_optimizer="fedavg", units_per_device=1)  # fmt: skip
+    people = Population.of([VirtualDevice(f"d{i}", x, y, np.zeros(2, np.int64)) for i in range(DEVICES)])
+    assert people.roaming() == (1, 1, DEVICES)
+    moved = [np.linalg.norm(read_vector(central_dp(LINEAR, people, given, across=across)) - read_vector(LINEAR))
+             for across in (False, True)]  # fmt: skip
+    # The mean over units is the same; of the sum, 0.1 * 2.0 is what one person may add.
+    assert moved == pytest.approx([0.2, 0.2], rel=1e-3)
+    strangers = Population.of([VirtualDevice(f"d{i}", x, y, np.full(2, i)) for i in range(DEVICES)])
+    apart = [
+        read_vector(central_dp(LINEAR, strangers, spec(sample_rate=1.0, units_per_device=1), across=across))
+        for across in (False, True)
+    ]
+    assert apart[0].tolist() == apart[1].tolist()
+
+
+def test_the_centre_takes_no_more_devices_rows_than_a_round_of_the_fleet():
+    """Noise over what is learnt is the fleet's: half of the devices a round, a divisor half as large."""
+    given = spec(n_min=3, n_max=3, rounds=30, target_epsilon=3.0)
+    terms = tasks.settle(given, 401)
+    still = Population.of([VirtualDevice(str(i), np.zeros((20, 400), np.float32), np.full(20, 0.5, np.float32),
+                                         np.arange(20)) for i in range(DEVICES)])  # fmt: skip
+    wide = tabular_classifier(Schema(tuple(NumberField(f"x{i}") for i in range(400)), SCHEMA.label), (), 0)
+    moved = read_vector(central_dp(wide, still, given))[:400]
+    expected = centre_noise(given, terms) * 2.0 / (3 * terms.expected_batch) * np.sqrt(30)
+    assert moved.std() == pytest.approx(expected, rel=0.2)
+
+
 def test_a_private_centre_without_an_epsilon_is_refused():
     given = spec(target_epsilon=None, noise_multiplier=2.0)
     with pytest.raises(TaskRefused, match="needs an epsilon"):

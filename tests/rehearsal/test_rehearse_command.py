@@ -59,6 +59,10 @@ HOSTILE = {
     "two devices": ("y,x\n1,2\n0,3\n", ["--label", "y", "--devices", "2"], "hide nobody"),
     "no budget": ("y,x,b\n1,2,3\n", ["--label", "y", "--by", "b", "--epsilon", "-1"], "no budget"),
     "no customers": ("y,x,b\n1,2,3\n", ["--label", "y", "--by", "b", "--unit", "customer"], "whose each row"),
+    "a label without bounds": (
+        "y,x,b\n" + "".join(f"{(-1) ** i * (i + 1)}e306,{i % 9},{i % 7}\n" for i in range(90)),
+        ["--label", "y", "--by", "b"], "have no mean or scale",
+    ),
     "a label of essays": (
         "y,x,b\n" + "".join(f"{'w' * 300}{i % 3},{i},{i % 7}\n" for i in range(90)),
         ["--label", "y", "--by", "b"], "long",
@@ -82,6 +86,52 @@ def test_a_task_file_that_does_not_parse_is_refused(tmp_path, capsys):
     (tmp_path / "task.json").write_text('{"rounds": ')
     assert run(data, "--label", "left", "--by", "shop", "--task", tmp_path / "task.json") == 2
     assert "cannot read the task file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ('{"target_epsilon": "abc"}', "target_epsilon"),
+        ('{"target_epsilon": -2}', "target_epsilon"),
+        ('{"target_epsilon": 1e9}', "target_epsilon"),
+        ('{"rounds": "many"}', "rounds"),
+        ('{"rounds": 0}', "0 rounds"),
+        ('{"rounds": -5}', "rounds"),
+        ('{"rounds": 20000}', "20000 rounds"),
+        ('{"rounds": null}', "rounds"),
+        ('{"epsilon": 3}', "unknown field"),
+        ("[3]", "cannot read the task file"),
+    ],
+)
+def test_a_task_file_of_rubbish_values_ends_in_one_line_and_a_remedy(tmp_path, capsys, text, word):
+    data = written(tmp_path / "a.csv", rows())
+    (tmp_path / "task.json").write_text(text)
+    words = ["--label", "left", "--by", "shop", "--task", tmp_path / "task.json", "--report", tmp_path / "out"]
+    assert run(data, *words) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert word in said[0]
+    assert said[1].startswith("aggregator: hint: ")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_customers_on_several_devices_are_counted_and_told_what_they_pay(tmp_path, capsys):
+    made = rows()
+    for number, row in enumerate(made):
+        row["kunde"] = f"K-{number // 2}"  # neighbours lie in two shops
+    data, out = written(tmp_path / "roaming.csv", made), tmp_path / "out"
+    words = ["--label", "left", "--by", "shop", "--subject", "kunde", "--rounds", "2", "--no-masks", "--report", out]
+    assert run(data, *words) == 0
+    said = capsys.readouterr().out
+    summary = json.loads((out / "summary.json").read_text())
+    found = summary["customers_on_several_devices"]
+    assert found["share"] == 1.0
+    assert found["most_devices"] == 2
+    assert found["epsilon_on_two"] > 2 * summary["privacy"]["epsilon"]
+    for place in (said, (out / "report.html").read_text(), " ".join(summary["advice"])):
+        assert f"epsilon {found['epsilon_on_two']:.3g} on two devices" in place
+        assert "placement local" in place
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aggregator.rehearsal import cells
-from aggregator.rehearsal.encoding import records_of, schema_of
+from aggregator.rehearsal.encoding import boundless, records_of, schema_of
 from aggregator.rehearsal.inference import Wishes, guess, understand
 from aggregator.rehearsal.splits import split
 from aggregator.rehearsal.tables import DataRefused, Table
@@ -229,3 +229,11 @@ def test_a_time_of_day_is_an_hour_of_some_day():
     assert cells.dates(["14:05", "2:30 PM"]) == [datetime(1970, 1, 1, 14, 5), datetime(1970, 1, 1, 14, 30)]
     found = understand(table(at=[f"{8 + i % 9:02}:{i % 60:02}:00" for i in range(ROWS)]), Wishes("y", "by"))
     assert [one.name for one in found.features] == ["at hour"]
+
+
+def test_a_column_without_a_scale_is_named_with_the_option_that_drops_it():
+    huge = [f"{(-1) ** i * (i + 1)}e305" for i in range(ROWS)]
+    found = understand(table(x=numbers(), huge=huge), Wishes(label="y", by="by"))
+    (said,) = boundless(found, np.arange(ROWS))
+    assert "'huge'" in said
+    assert "--drop huge" in said

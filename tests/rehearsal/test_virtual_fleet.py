@@ -158,10 +158,17 @@ def test_subjects_of_two_devices_are_two_customers():
     apart = population.unit_subjects()
     assert len(np.unique(apart)) == DEVICES * ROWS / 3
     assert population.units(customers=True).tolist() == [ROWS // 3] * DEVICES
+    assert population.roaming() == (len(np.unique(population.subjects)), *_roaming(population))
     lonely = Population(["a", "b"], np.array([0, 3, 5]), np.zeros((5, 1), np.float32), np.zeros(5),
                         np.array([-1, -1, 4, 4, 4]))  # fmt: skip
     assert lonely.units(customers=True).tolist() == [3, 1]
     assert lonely.unit_subjects()[:2].tolist() == [-1, -1]
+
+
+def _roaming(population):
+    held = [set(population.device(place).subjects.tolist()) for place in range(len(population))]
+    counts = [sum(one in own for own in held) for one in set().union(*held)]
+    return sum(count > 1 for count in counts), max(counts)
 
 
 def test_keys_differ_by_purpose_round_device_and_seed():
