@@ -76,11 +76,13 @@ class Slot:
 
 @dataclass(frozen=True)
 class Step:
-    """One evaluation: reads `inputs` by name (empty for none), writes `output`."""
+    """One evaluation: reads `inputs` by name (empty for none), writes `output`. `layer`: the site; `op`: a function."""
 
     run: Callable[[list[torch.Tensor | None]], torch.Tensor]
     inputs: tuple[str, ...]
     output: str
+    layer: nn.Module | None = None
+    op: str = ""
 
 
 class GraphModule(nn.Module):
@@ -141,6 +143,22 @@ class GraphModule(nn.Module):
             raise WrongVector("wrong-length", f"the module has {sum(sizes)} weights, the vector {list(vector.shape)}")
         for slot, part in zip(self._order, torch.split(torch.from_numpy(vector.copy()), sizes), strict=True):
             slot.write(part)
+
+    def scaled_layer(self) -> tuple[str, float, nn.Linear] | None:
+        """(input, c, layer) of a model that is layer(c * input) and nothing else; None for any other."""
+        *before, last = self._steps
+        if len(before) > 1 or last.output != self.output or not isinstance(last.layer, nn.Linear):
+            return None
+        (source,), scale = last.inputs, 1.0
+        if before:
+            known = [self._constants[name] for name in before[0].inputs if name in self._constants]
+            if before[0].op != "Mul" or before[0].output != source or len(known) != 1:
+                return None
+            if known[0].numel() != 1 or known[0].dim() > 2:
+                return None
+            (source,) = [name for name in before[0].inputs if name not in self._constants]
+            scale = known[0].item()
+        return None if source in self._constants else (source, scale, last.layer)
 
     def _build(self, model: Model) -> None:
         uses = Counter(name for node in model.nodes for name in node.inputs)
@@ -218,11 +236,11 @@ def _pure_step(node: Node) -> Step:
     run, attributes = operation(node.op), node.attributes
     if len([name for name in node.outputs if name]) != 1:
         raise unsupported(f"{node.op!r} with several outputs cannot be trained here")
-    return Step(lambda inputs: run(inputs, attributes), node.inputs, node.outputs[0])
+    return Step(lambda inputs: run(inputs, attributes), node.inputs, node.outputs[0], op=node.op)
 
 
 def _layer_step(layer: nn.Module, source: str, output: str) -> Step:
-    return Step(lambda inputs: layer(inputs[0]), (source,), output)
+    return Step(lambda inputs: layer(inputs[0]), (source,), output, layer)
 
 
 def _optional(node: Node, index: int) -> str:

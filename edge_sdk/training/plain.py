@@ -19,11 +19,13 @@ from edge_sdk.training.jobs import TrainingFailed
 from edge_sdk.training.losses import Batches, loss_sum, mean_loss
 from edge_sdk.training.module import GraphModule
 from edge_sdk.training.private_steps import FlatWeights
+from edge_sdk.training.sparse import SparseRows
 
 Vector = npt.NDArray[np.float32]
 _BETAS: Final = (0.9, 0.999)
 _TINY: Final = 1e-8
 _BATCH_ROWS: Final = 4096  # of one pass over all rows
+_WIDE: Final = 4096  # columns from which a small batch gains by skipping zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ class _Descent:
         self._parameters = list(module.parameters())
         matrices = [torch.full((one.numel(),), float(one.dim() > 1)) for one in self._parameters]
         self._decay = torch.cat(matrices) * plan.weight_decay
+        wide = any(value.shape[-1] >= _WIDE for value in data.features.values())
+        self._sparse = SparseRows.of(module, data.features) if wide else None
 
     def _gradient(self, rows: npt.NDArray[np.int64]) -> tuple[float, torch.Tensor]:
         """(loss, gradient [d]) of the mean over `rows`."""
@@ -103,13 +107,23 @@ class _Descent:
         loss, total = float((self._decay * vector).dot(vector)) / 2, self._decay * vector
         for start in range(0, len(rows), _BATCH_ROWS):
             part = rows[start : start + _BATCH_ROWS]
-            features, labels = self._data.take(part)
-            outputs, module = self._module(features), self._module
-            mean = loss_sum(module.loss_name, outputs, labels, module.quantiles) / len(rows)
-            gradients = torch.autograd.grad(mean, self._parameters)
-            total += torch.cat([one.reshape(-1) for one in gradients])
-            loss += mean.item()
+            loss += self._sparse_pass(part, len(rows), total) if self._sparse else self._pass(part, len(rows), total)
         return loss, total
+
+    def _pass(self, rows: npt.NDArray[np.int64], count: int, total: torch.Tensor) -> float:
+        """Add the gradient of the loss of `rows`, divided by `count`, to `total`; that loss."""
+        features, labels = self._data.take(rows)
+        module = self._module
+        mean = loss_sum(module.loss_name, module(features), labels, module.quantiles) / count
+        total += torch.cat([one.reshape(-1) for one in torch.autograd.grad(mean, self._parameters)])
+        return mean.item()
+
+    def _sparse_pass(self, rows: npt.NDArray[np.int64], count: int, total: torch.Tensor) -> float:
+        """The same, the zeros skipped."""
+        assert self._sparse is not None
+        loss, delta = self._sparse.loss(self._module, rows, self._data.labels)
+        self._sparse.add(rows, delta.div_(count), self._weights.views(total))
+        return loss.item() / count
 
 
 class _Adam(_Descent):

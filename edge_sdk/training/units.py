@@ -62,6 +62,10 @@ class Units:
     def __len__(self) -> int:
         return len(self._bounds) - 1
 
+    def whole(self) -> Drawn:
+        """All units with all their examples."""
+        return Drawn(self._order, self._bounds)
+
     def draw(self, stream: SecretStream, rate: float) -> Drawn:
         """Each unit with probability `rate`, independently; of each, at most `per_customer` examples at random."""
         chosen = stream.poisson_sample(len(self), rate)
@@ -70,10 +74,10 @@ class Units:
         starts, sizes = self._bounds[chosen], self._bounds[chosen + 1] - self._bounds[chosen]
         if len(chosen) and sizes.max() > self._most:
             return self._some(starts, sizes, stream)
-        return Drawn(self._order[_ranges(starts, sizes)], _bounds(sizes))
+        return Drawn(self._order[ranges(starts, sizes)], _bounds(sizes))
 
     def _some(self, starts: Rows, sizes: Rows, stream: SecretStream) -> Drawn:
-        places, owner = _ranges(starts, sizes), np.repeat(np.arange(len(sizes)), sizes)
+        places, owner = ranges(starts, sizes), np.repeat(np.arange(len(sizes)), sizes)
         # Random order within each unit; its first places are kept.
         places = places[np.lexsort((stream.words(len(places)), owner))]
         rank = np.arange(len(places)) - np.repeat(_bounds(sizes)[:-1], sizes)
@@ -85,7 +89,7 @@ def _bounds(sizes: Rows) -> Rows:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
 
 
-def _ranges(starts: Rows, sizes: Rows) -> Rows:
+def ranges(starts: Rows, sizes: Rows) -> Rows:
     """start, start + 1, ... of each range, one after the other."""
     offsets = _bounds(sizes)
     return np.repeat(starts - offsets[:-1], sizes) + np.arange(offsets[-1])
