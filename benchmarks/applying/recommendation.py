@@ -58,7 +58,7 @@ def online_retail(folder: Path) -> Dataset:
                         "server_learning_rate": 0.06, "server_tau": 1e-6},
             eps8={},
             eps3={"learning_rate": 50.0},
-            local={"learning_rate": 10.0, "clip": 1e5},
+            local={"learning_rate": 10.0, "clip": 1000.0},
         ),
         plan=PlainPlan(learning_rate=0.03, epochs=8, batch_size=512, patience=2),
     )  # fmt: skip
@@ -132,7 +132,7 @@ def insteval(folder: Path) -> Dataset:
             no_privacy={"rounds": 40},
             eps8={},
             eps3={"learning_rate": 3.0},
-            local={"learning_rate": 1.5, "clip": 1e5},
+            local={"learning_rate": 1.5, "clip": 20.0},
         ),
         plan=PlainPlan(learning_rate=0.02, epochs=30, batch_size=1024, patience=3),
     )
@@ -182,7 +182,7 @@ def _settings(
     }
     alone = {"placement": "local", "steps": 1, "accept_little_signal": True, **local}
     return {
-        "no_privacy": {**fleet, "max_grad_norm": UNCLIPPED, "clip": 1e6, **no_privacy, "insecure_without_noise": True},
+        "no_privacy": {**fleet, "max_grad_norm": UNCLIPPED, **no_privacy, "insecure_without_noise": True},
         "eps8_shared": {**fleet, **eps8, "target_epsilon": 8.0},
         "eps3_shared": {**fleet, **eps3, "target_epsilon": 3.0},
         "eps8_local": {**fleet, **eps8, **alone, "target_epsilon": 8.0},
