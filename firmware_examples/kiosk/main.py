@@ -6,6 +6,7 @@ python main.py --home DIR --data customers.csv --task churn [--subject COLUMN] [
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import itertools
 import json
@@ -22,10 +23,8 @@ Known = list[tuple[dict[str, Any], Any, str]]
 def customers(path: Path, label: str | None, subject: str | None) -> Known:
     """Rows of a CSV table, or of JSON lines, as (fields, label, whose); the label is the last column unless named."""
     with path.open(newline="", encoding="utf-8") as file:
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in file]
-        else:
-            rows = [{key: value(text) for key, text in row.items()} for row in csv.DictReader(file)]
+        table = ({key: value(text) for key, text in row.items()} for row in csv.DictReader(file))
+        rows = [json.loads(line) for line in file] if path.suffix == ".jsonl" else list(table)
     name = label or list(rows[0])[-1]
     whose = [str(row.pop(subject)) if subject else f"customer-{number}" for number, row in enumerate(rows)]
     return [(row, row.pop(name), who) for row, who in zip(rows, whose, strict=True)]
@@ -33,25 +32,23 @@ def customers(path: Path, label: str | None, subject: str | None) -> Known:
 
 def value(text: str) -> float | str:
     """A number where the cell holds one."""
-    try:
+    with contextlib.suppress(ValueError):
         return float(text)
-    except ValueError:
-        return text
+    return text
 
 
 class Kiosk:
     """One screen. `in_use` is what the SDK asks before and while it trains."""
 
     def __init__(self, fl: edge_sdk.EdgeClient, task: str, json_lines: bool) -> None:
-        self.fl, self.task, self.json_lines = fl, task, json_lines
-        self.in_use = False
+        self.fl, self.task, self.json_lines, self.in_use = fl, task, json_lines, False
 
     def learn_from(self, known: Known) -> None:
         """Record the past customers, once in the life of this kiosk."""
         if self.fl.status().get("examples", {}).get(self.task):
             return
-        for fields, label, whose in known:
-            self.fl.record(self.task, fields, label, subject=whose)
+        for fields, label, who in known:
+            self.fl.record(self.task, fields, label, subject=who)
         self.fl.flush(10.0)
 
     def serve(self, fields: dict[str, Any], stop: threading.Event, seconds: float) -> None:
@@ -62,14 +59,12 @@ class Kiosk:
         self.in_use = False
 
     def show(self, answer: edge_sdk.Answer) -> None:
+        seen = {"label": answer.label, "score": round(answer.score, 6), "model_version": answer.model_version}
+        said = f"{answer.label} ({answer.score:.0%}, model {answer.model_version})"
         if self.json_lines:
-            seen = {"label": answer.label, "score": round(answer.score, 6)}
-            model = {"model_version": answer.model_version, "model_sha256": answer.model_sha256}
-            print(json.dumps({**seen, **model}), flush=True)
-        elif answer.available:
-            print(f"{answer.label} ({answer.score:.0%}, model {answer.model_version})", flush=True)
+            print(json.dumps({**seen, "model_sha256": answer.model_sha256}), flush=True)
         else:
-            print(f"no answer yet: {answer.error}", flush=True)
+            print(said if answer.available else f"no answer yet: {answer.error}", flush=True)
 
 
 def main() -> None:
@@ -81,9 +76,7 @@ def main() -> None:
     parser.add_argument("--task", required=True)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between customers")
     parser.add_argument("--json-lines", action="store_true")
-    chosen = parser.parse_args()
-
-    stop = threading.Event()
+    chosen, stop = parser.parse_args(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     known = customers(chosen.data, chosen.label, chosen.subject)
