@@ -141,11 +141,11 @@ def test_a_client_that_is_late_for_one_round_uploads_the_same_training_in_the_ne
             for i in range(60):
                 fl.record("churn", {"minutes": 90.0 + i, "calls": 1.0 * i}, "yes" if i % 2 else "no")
             assert fl.flush(5.0)
-            terms = replace(fake_terms("device", "shared"), steps=4000)
+            terms = replace(fake_terms("device", "shared"), steps=1500)
             late = fake.offer_round("churn", number=1, terms=terms)
             assert fake.wait_for(lambda: fl.status()["phase"] == "training", timeout_s=60)
             following = fake.offer_round("churn", number=2, terms=terms)
-            assert fake.wait_for(lambda: fake.opened(following) is not None, timeout_s=60), fl.status()
+            assert fake.wait_for(lambda: fake.opened(following) is not None, timeout_s=180), fl.status()
             assert fake.opened(late) is None
             assert not list((tmp_path / "kept").iterdir())
     entries = [entry for (entry,) in sqlite3.connect(tmp_path / "device.db").execute("SELECT entry FROM journal")]
