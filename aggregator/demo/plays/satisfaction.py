@@ -89,7 +89,8 @@ def load(devices: int) -> Rows:
 
 
 def task(devices: int, rounds: int) -> dict[str, Any]:
-    """The recipe's task in a third of its rounds. Chosen on a fifth of the training reviews."""
+    """The recipe's task in a third of its rounds. The number of rounds was compared on a
+    fifth of the training reviews."""
     texts = round(6400 / devices)
     return {
         "unit": "record",
