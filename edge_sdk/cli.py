@@ -287,12 +287,14 @@ def _export(chosen: argparse.Namespace) -> int:
 
 
 def _forget(chosen: argparse.Namespace) -> int:
+    from edge_sdk.kept_updates import KeptUpdates
     from edge_sdk.personal import PersonalWeights
 
     config = _enrolled(chosen.home)
     with _examples(config) as examples:
         gone = examples.forget(chosen.subject)
         for task in examples.owed():
+            KeptUpdates(config.home).forget(task)
             PersonalWeights(config.home).forget(task)
     print(f"examples erased: {gone}; what waits to be sent and may hold them goes")
     _note_forgotten(config.home / "device.db", gone)

@@ -38,6 +38,7 @@ TURN_S: Final = 0.5
 TRY_AGAIN_S: Final = 5.0
 PERSONAL_LOOK_S: Final = 20.0  # between two looks after this device's own versions of the models
 JOIN_S: Final = 10.0
+KEPT_SWEEP_S: Final = 3600.0
 MAX_OPEN_OFFERS: Final = 64
 MAX_TASKS: Final = 64
 TRAINING_OFF: Final = "training.off"  # a file in the home: the owner said no (`edge-sdk training off`)
@@ -82,6 +83,7 @@ class Engine:
         self._transport: Transport | None = None
         self._recorder: Recorder | None = None
         self._db: sqlite3.Connection | None = None
+        self._kept_swept: float | None = None
         self._journal: Journal | None = None
         self._signer: JournalSigner | None = None
         self._identity: Identity | None = None
@@ -286,6 +288,15 @@ class Engine:
 
         if self._recorder is not None and self._db is not None:
             self._recorder.turn(self.around.tick(), self.time(), fact(self._db, TIME_LATEST))
+        self._sweep_kept()
+
+    def _sweep_kept(self) -> None:
+        from edge_sdk.kept_updates import KeptUpdates
+
+        tick = self.around.tick()
+        if self._kept_swept is None or tick - self._kept_swept >= KEPT_SWEEP_S:
+            self._kept_swept = tick
+            KeptUpdates(self.config.home).sweep(self.time())
 
     def _settle_withdrawals(self, talk: Conversation) -> None:
         """Uploads that may hold what was erased do not leave, even where the erasing process died, or was another."""
@@ -299,8 +310,10 @@ class Engine:
                 PersonalWeights(self.config.home).forget(task)
                 self.models().drop_personal(task)
                 self._recorder.examples.settled(task, erasures)
-        if not self.may_learn() and talk.outbox.pending():
-            talk.withdraw(None)
+        if not self.may_learn():
+            KeptUpdates(self.config.home).forget_all()
+            if talk.outbox.pending():
+                talk.withdraw(None)
 
     def _take_messages(self, talk: Conversation) -> None:
         for topic, payload in _drained(self._inbox):

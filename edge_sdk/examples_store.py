@@ -21,7 +21,7 @@ from edge_sdk import consent as consents
 from edge_sdk.example_keys import NOBODY, ExamplesUnreadable, owner_of
 from edge_sdk.retention import DAY_S, age_clock, starts_anew
 from edge_sdk.sealed_rows import Ring, SealedRows
-from edge_sdk.window_rows import WindowRows
+from edge_sdk.window_rows import WindowRows, WindowsErased
 
 __all__ = ["Example", "ExamplesStore", "ExamplesUnreadable", "NewExample"]
 
@@ -85,21 +85,27 @@ class ExamplesStore:
         """Keep one example; False, counted, where it cannot be kept (a full disk, a value that is not plain data)."""
         return self.add_many([NewExample(task, fields, label, subject, consent)], now) == 1
 
-    def add_many(self, examples: Iterable[tuple[Any, ...]], now: int = 0) -> int:
+    def add_many(self, examples: Iterable[tuple[Any, ...]], now: int = 0, *, windows_erased: int | None = None) -> int:
         """Keep several `NewExample`s in one transaction, recorded at `now`; returns how many were kept.
 
         One of a subject that has withdrawn from its task is not kept, and counted in `withheld`; one that is larger
-        than the whole store may be, or that had to make room for a later one of the same call, in `dropped`.
+        than the whole store may be, or that had to make room for a later one of the same call, in `dropped`. So are all
+        where windows were erased more than `windows_erased` times: some may be filled with what is to be forgotten.
         """
         rows = [row for row in map(self._row, examples) if row is not None]
         try:
             with self._file.transaction():
+                self.windows.check(windows_erased)
                 at = self._file.fact("age-clock") or now
                 (before,) = self._db.execute("SELECT COALESCE(MAX(id), 0) FROM examples").fetchone()
                 inserted = sum(self._keep(row, at) for row in rows)
                 for task in {row.new.task for row in rows}:
                     self._make_room(task)
                 (kept,) = self._db.execute("SELECT COUNT(*) FROM examples WHERE id > ?", (before,)).fetchone()
+        except WindowsErased as error:
+            self.dropped += len(rows)
+            log.warning("%d examples were not kept: %s", len(rows), error)
+            return 0
         except sqlite3.Error as error:
             self.dropped += len(rows)
             log.warning("%d examples were not kept: %s; make room on the disk", len(rows), error)

@@ -2,7 +2,8 @@
 
 One file a task, readable by its owner alone: what it holds is neither clipped nor masked, and noised only where noise
 is local. It leaves once at most, so it is deleted before it is released. Forgets what no later offer could take: an
-update of a model that is no longer listed, under other terms, or from examples that were erased since.
+update of a model that is no longer listed, under other terms, from examples that were erased since, or older than
+a week.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from edge_sdk.identity.keys import sync_directory, write_private
 from edge_sdk.protocol.messages import Offer, PrivacyTerms
 
 FOLDER: Final = "kept"
+KEPT_S: Final = 7 * 86_400  # after it no longest round waits: what was trained then is trained anew
 log = logging.getLogger("edge_sdk")
 
 
@@ -31,6 +33,7 @@ class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     privacy: PrivacyTerms
     consent: int
     erasures: int
+    trained_at: int  # seconds since 1970, by the offer that it was trained for
     update: bytes
 
     def __repr__(self) -> str:
@@ -47,8 +50,9 @@ class KeptUpdates:
         """Keep what was trained on the first model of an offer. Raises OSError where the disk is full."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         kept = _Kept(
-            offer.models[0], offer.graph_digest, offer.privacy, offer.consent, erasures, update.astype("<f4").tobytes()
-        )
+            offer.models[0], offer.graph_digest, offer.privacy, offer.consent, erasures, offer.issued_at,
+            update.astype("<f4").tobytes(),
+        )  # fmt: skip
         write_private(self._file(offer.task), msgspec.msgpack.encode(kept))
 
     def find(self, offer: Offer, erasures: int) -> npt.NDArray[np.float32] | None:
@@ -61,7 +65,7 @@ class KeptUpdates:
             return None
         same = (kept.graph_digest, kept.privacy, kept.erasures) == (offer.graph_digest, offer.privacy, erasures)
         fits = len(kept.update) == 4 * offer.length and kept.consent >= offer.consent and kept.model in offer.models
-        if not (same and fits):
+        if not (same and fits) or _is_old(kept, offer.issued_at):
             self.forget(offer.task)
             return None
         stale = offer.models.index(kept.model)
@@ -75,6 +79,22 @@ class KeptUpdates:
                 found.unlink(missing_ok=True)
                 sync_directory(self._folder)
 
+    def forget_all(self) -> None:
+        """Delete what is kept for any task: the device's owner said no."""
+        for task in self._tasks():
+            self.forget(task)
+
+    def sweep(self, now: int) -> None:
+        """Delete what is too old to leave, seconds since 1970: no offer may ever come and ask."""
+        for task in self._tasks():
+            kept = self._read(task)
+            if kept is not None and _is_old(kept, now):
+                self.forget(task)
+
+    def _tasks(self) -> list[str]:
+        whole = {path.name.removesuffix(".update") for path in self._folder.glob("*.update")}
+        return sorted(whole | {path.name[1:].partition(".update.")[0] for path in self._folder.glob(".*.part")})
+
     def _file(self, task: str) -> Path:
         return self._folder / f"{task}.update"
 
@@ -87,3 +107,7 @@ class KeptUpdates:
             log.warning("the kept update of %s cannot be read, it is forgotten: %s", task, error)
             self.forget(task)
             return None
+
+
+def _is_old(kept: _Kept, now: int) -> bool:
+    return now - kept.trained_at > KEPT_S

@@ -18,6 +18,7 @@ from edge_sdk.examples_store import ExamplesStore, NewExample
 from edge_sdk.field_rules import FieldRules, UnfitValue
 from edge_sdk.retention import DAY_S, FIRST_SWEEP_S
 from edge_sdk.surroundings import Live, Record
+from edge_sdk.window_rows import WindowsErased
 from edge_sdk.windows import MOST_WINDOWS, Filled, Windows
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from edge_sdk.journal import Journal
 
 MOST_WAITING: Final = 256
+MOST_FILLED: Final = 3  # times that one call fills windows, where another process erases some meanwhile
 MOST_NOTED: Final = 14  # purposes named in one journal entry
 NOTED_CHARACTERS: Final = 64  # of each: 4 bytes a character at most, and an entry has 4 KiB
 SWEEP_S: Final = 3600.0
@@ -63,27 +65,40 @@ class Recorder:
 
     def take(self, records: Iterable[Record], now: int) -> None:
         """Keep what may be kept; what may not is counted in `status`."""
-        ready: list[NewExample] = []
         self._read_windows()
-        for record in (*self._admitted(), *(NewExample(*record) for record in records)):
+        new = [*self._admitted(), *(NewExample(*record) for record in records)]
+        ready, waiting = [], list(self._waiting)
+        for _ in range(MOST_FILLED):
+            self._waiting = list(waiting)
+            ready = self._all_ruled(new)
             try:
-                ready += self._ruled(record)
-            except Exception as error:
-                # A field's name may do anything when it is compared: it costs this example alone.
-                self._live.drop("example")
-                log.warning("an example was not kept: %s; give its fields plain names", type(error).__name__)
-        self._write_windows(now)
+                filled = self._write_windows(now)
+                break
+            except WindowsErased:  # by another process, in between: what was filled holds what it erased
+                self._read_windows()
+                ready, filled = [], False
         if not ready:
             return
         kept, withheld = 0, self.examples.withheld
         try:
-            kept = self.examples.add_many(ready, now)
+            kept = self.examples.add_many(ready, now, windows_erased=self._windows_erased if filled else None)
         finally:
             withheld = self.examples.withheld - withheld
             if withheld:
                 self._live.drop("consent-withdrawn", withheld)
             if kept + withheld < len(ready):
                 self._live.drop("example", len(ready) - kept - withheld)
+
+    def _all_ruled(self, records: Iterable[NewExample]) -> list[NewExample]:
+        ready: list[NewExample] = []
+        for record in records:
+            try:
+                ready += self._ruled(record)
+            except Exception as error:
+                # A field's name may do anything when it is compared: it costs this example alone.
+                self._live.drop("example")
+                log.warning("an example was not kept: %s; give its fields plain names", type(error).__name__)
+        return ready
 
     def _admitted(self) -> list[NewExample]:
         """Those in the waiting room whose task is known by now."""
@@ -141,12 +156,21 @@ class Recorder:
             log.info("an example of %s was not kept: %s", new.task, filled.short)
         return not filled.short
 
-    def _write_windows(self, now: int) -> None:
+    def _write_windows(self, now: int) -> bool:
+        """Store what changed; False where nothing did. What the disk does not take is tried again with the next.
+
+        Raises WindowsErased.
+        """
+        changed = self._windows.take_changed()
         try:
-            self.examples.windows.write(self._windows.take_changed(), now)
+            self.examples.windows.write(changed, now, self._windows_erased)
+        except WindowsErased:
+            raise
         except Exception as error:
+            self._windows.put_back(window for window, _ in changed)
             self._live.drop("window")
             log.warning("windows were not stored: %s; make room on the disk", error)
+        return bool(changed)
 
     def _wait(self, new: NewExample) -> None:
         if len(self._waiting) >= MOST_WAITING:

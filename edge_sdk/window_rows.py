@@ -17,6 +17,10 @@ from edge_sdk.windows import Entry, Window
 ERASED: Final = "windows-erased"  # how often windows were erased: a process that holds them in memory reads them anew
 
 
+class WindowsErased(Exception):
+    """Windows were erased, by whichever process, since they were read: read them anew and fill again."""
+
+
 class WindowRows:
     """The rows of an open file. One thread at a time."""
 
@@ -38,12 +42,16 @@ class WindowRows:
         field, key, entries = msgspec.msgpack.decode(plain)
         return [(when, label) for when, label in entries] if (field, key) == (window.field, window.key) else []
 
-    def write(self, changed: Iterable[tuple[Window, list[Entry]]], now: int) -> None:
-        """Store windows as they are now, those without entries not at all. Raises sqlite3.Error."""
+    def write(self, changed: Iterable[tuple[Window, list[Entry]]], now: int, erased: int | None = None) -> None:
+        """Store windows as they are now, those without entries not at all.
+
+        `erased`: how often windows were erased when these were read. Raises WindowsErased, sqlite3.Error.
+        """
         changed = list(changed)
         if not changed:
             return
         with self._file.transaction():
+            self.check(erased)
             at = self._file.fact("age-clock") or now
             for window, entries in changed:
                 self._db.execute("DELETE FROM windows WHERE task = ? AND field = ? AND key = ? AND subject = ?", window)
@@ -67,12 +75,12 @@ class WindowRows:
     def erase(self, subject: bytes, tasks: tuple[str, ...] | None) -> None:
         """A subject's windows, of these tasks or of all; in the caller's transaction."""
         if tasks is None:
-            gone = self._db.execute("DELETE FROM windows WHERE subject = ?", (subject,)).rowcount
+            self._db.execute("DELETE FROM windows WHERE subject = ?", (subject,))
         else:
             of = "DELETE FROM windows WHERE subject = ? AND task = ?"
-            gone = sum(self._db.execute(of, (subject, task)).rowcount for task in tasks)
-        if gone:
-            self._file.set_fact(ERASED, self.erased() + 1)
+            self._db.executemany(of, [(subject, task) for task in tasks])
+        # Where no row is gone, too: memory may hold what a full disk did not take.
+        self._file.set_fact(ERASED, self.erased() + 1)
 
     def sweep(self, at: int, oldest: int, *, anew: bool) -> None:
         """Erase windows that got no label since `oldest`; in the caller's transaction. Arguments as of the examples."""
@@ -81,6 +89,11 @@ class WindowRows:
         self._db.execute("UPDATE windows SET recorded_at = ? WHERE recorded_at > ?", (at, at))
         if self._db.execute("DELETE FROM windows WHERE recorded_at < ?", (oldest,)).rowcount:
             self._file.set_fact(ERASED, self.erased() + 1)
+
+    def check(self, erased: int | None) -> None:
+        """In the caller's transaction. Raises WindowsErased where it happened more often than that; None asks not."""
+        if erased is not None and erased != self.erased():
+            raise WindowsErased("windows were erased since they were read")
 
     def erased(self) -> int:
         """How often windows were erased so far, by whichever process."""

@@ -125,6 +125,11 @@ class Windows:
             changed, self._changed = self._changed, {}
             return [(window, list(self._held.get(window, ()))) for window in changed]
 
+    def put_back(self, windows: Iterable[Window]) -> None:
+        """These could not be stored: they are among the changed still."""
+        with self._lock:
+            self._changed = {**dict.fromkeys(windows), **self._changed}
+
     def _put(self, window: Window, entries: list[Entry]) -> None:
         self._held[window] = entries
         self._labels += len(entries)
@@ -174,10 +179,13 @@ class Windows:
         return Filled(whole, tuple(ends), short)
 
     def _key(self, own: Own, fields: Mapping[str, Any]) -> bytes:
-        value = fields.get(own.key, "") if own.key else ""
-        if not isinstance(value, str):
-            raise _unfit(f"its field {own.key!r} is no text; give the name of whose series it is")
-        return self._name(f"window\0{value}") if value else b""
+        if not own.key:
+            return b""
+        value = fields.get(own.key)
+        if not isinstance(value, str) or not value:
+            what = "is missing" if value in (None, "") else "is no text"
+            raise _unfit(f"its field {own.key!r} {what}; give the name of whose series it is")
+        return self._name(f"window\0{value}")
 
     def _before(self, place: tuple[str, str, bytes], subject: bytes | None, when: int | None) -> list[Any]:
         """Labels in their order; of every subject for None."""

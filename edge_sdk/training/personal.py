@@ -92,7 +92,8 @@ def personalise(
     sure: float = SURE,
     on_step: OnStep = lambda _step, _steps: None,
 ) -> Personal:
-    """Train the ONNX file `data` on a device's rows. A negative subject is nobody's: its row is a unit of its own.
+    """Train the ONNX file `data` on a device's rows. A negative subject is nobody's: its rows are units of
+    their own, equal ones the same.
 
     `on_step(step, steps)` is called between fits and may raise to break off. Raises TrainingFailed "not-finite",
     UnsafeModel, UnsupportedModel.
@@ -100,7 +101,7 @@ def personalise(
     torch.set_num_threads(1)
     module = GraphModule(data)
     rows, whole = len(labels), module.update_vector()
-    units = _units(rows, subjects)
+    units = _units(features, rows, subjects)
     stay = Personal(whole, "fleet", 0.0, 0.0, float("nan"), float("nan"), rows)
     if rows < FEWEST or units.max() + 1 < FEWEST_UNITS:
         return stay
@@ -269,11 +270,15 @@ def _candidates(
         yield Choice("blend", place, alpha, tau), base + alpha * (logits - base)
 
 
-def _units(rows: int, subjects: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
-    """int64 [n], from 0: equal for the rows of one subject."""
-    if subjects is None:
-        return np.arange(rows)
-    apart = np.where(subjects >= 0, subjects, -1 - np.arange(rows))
+def _units(
+    features: dict[str, npt.NDArray[Any]], rows: int, subjects: npt.NDArray[np.int64] | None
+) -> npt.NDArray[np.int64]:
+    """int64 [n], from 0: equal for the rows of one subject, and for nobody's rows that are equal in their features."""
+    # A customer who comes again without a name would be learned by heart in one part, and recognised in another.
+    seen = [tuple(features[name][row].tobytes() for name in sorted(features)) for row in range(rows)]
+    places = {row: place for place, row in enumerate(dict.fromkeys(seen), start=1)}
+    nobody = -np.array([places[row] for row in seen], np.int64)
+    apart = nobody if subjects is None else np.where(subjects >= 0, subjects, nobody)
     return np.unique(apart, return_inverse=True)[1].reshape(-1)
 
 

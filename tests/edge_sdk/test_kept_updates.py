@@ -11,7 +11,9 @@ from fleet_of_eight import MODEL, TASK
 from msgspec.structs import replace
 from test_round_work import LENGTH, Bench
 
-from edge_sdk.kept_updates import KeptUpdates
+from edge_sdk.cli import main
+from edge_sdk.engine import TRAINING_OFF
+from edge_sdk.kept_updates import KEPT_S, KeptUpdates
 from edge_sdk.protocol.messages import Offer
 from edge_sdk.round_work import NotNow
 from edge_sdk.testing import FakeAggregator
@@ -151,3 +153,36 @@ def test_a_client_that_is_late_for_one_round_uploads_the_same_training_in_the_ne
     entries = [entry for (entry,) in sqlite3.connect(tmp_path / "device.db").execute("SELECT entry FROM journal")]
     assert sum(b"trained" in entry for entry in entries) == 1
     assert len(fake.uploads) == 1
+
+
+def test_what_was_trained_more_than_a_week_ago_does_not_leave_and_is_deleted_without_an_offer_too(tmp_path, bench):
+    offer, kept = bench.fleet.offer(1), KeptUpdates(tmp_path)
+    kept.keep(offer, bench.update, ERASED)
+    kept.sweep(offer.issued_at + KEPT_S)
+    assert kept.find(replace(offer, issued_at=offer.issued_at + KEPT_S), ERASED) is not None
+    assert kept.find(replace(offer, issued_at=offer.issued_at + KEPT_S + 1), ERASED) is None
+    assert not list((tmp_path / "kept").iterdir())
+    kept.keep(offer, bench.update, ERASED)
+    kept.sweep(offer.issued_at + KEPT_S + 1)
+    assert not list((tmp_path / "kept").iterdir())
+
+
+@pytest.mark.parametrize("how", ["forget", "training off", "a week"])
+def test_a_device_deletes_it_after_a_forget_a_no_of_its_owner_and_a_week(tmp_path, bench, how):
+    with FakeAggregator(tmp_path) as fake:
+        fake.install("churn", MODEL)
+        with fake.client(fields=("churn.minutes", "churn.calls")) as fl:
+            fl.record("churn", {"minutes": 9.0, "calls": 1.0}, "yes", "ann")
+            assert fl.flush(5.0)
+        issued = int(fake.clock()) - (KEPT_S + 10 if how == "a week" else 0)
+        KeptUpdates(tmp_path).keep(replace(bench.fleet.offer(1), task="churn", issued_at=issued), bench.update, 0)
+        file = tmp_path / "kept" / "churn.update"
+        if how == "forget":
+            assert main(["forget", "ann", "--home", str(tmp_path)]) == 0
+            assert not file.exists(), "no device has to run for it"
+            return
+        (tmp_path / "kept" / ".churn.update.77.part").write_bytes(b"half")
+        if how == "training off":
+            (tmp_path / TRAINING_OFF).touch()
+        with fake.client(fields=("churn.minutes", "churn.calls")):
+            assert fake.wait_for(lambda: not file.exists())

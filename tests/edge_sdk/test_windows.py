@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sqlite3
 import time
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.cli import main
 from edge_sdk.examples_store import ExamplesStore
 from edge_sdk.field_rules import UnfitValue
+from edge_sdk.recorder import Recorder
 from edge_sdk.round_work import fits
+from edge_sdk.surroundings import Live
 from edge_sdk.testing import FakeAggregator
 from edge_sdk.windows import TooShort, Window, Windows
 
@@ -242,3 +245,74 @@ def test_a_subject_forgotten_by_another_process_is_gone_from_memory_within_a_tur
         while fl.predict("demand", {"site": "a", "day": day(9), "rain": 0.0}).available:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+# -- what a forgotten subject leaves behind ----------------------------------------------------------------------------
+
+
+class NoFields:
+    fields = ()
+
+
+def recorder_of(home: Path) -> Recorder:
+    return Recorder(NoFields(), opened(home), lambda: {"demand": DEMAND}, Live())
+
+
+def take(recorder: Recorder, days, subject="ann") -> None:
+    for n in days:
+        recorder.take([("demand", {"site": "a", "day": day(n), "rain": 0.0}, 10.0 * n, subject, 0)], 0)
+
+
+def labels_of(recorder: Recorder, subject="ann") -> list[list[float]]:
+    return [[label for _, label in each["labels"]] for each in recorder.export(subject)["windows"]]
+
+
+def test_labels_that_a_full_disk_did_not_take_are_stored_with_the_next_and_forgotten_with_their_subject(tmp_path):
+    recorder = recorder_of(tmp_path)
+    rows = recorder.examples.windows
+    store = rows.write
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    rows.write = full
+    take(recorder, (1, 2), "bob")
+    rows.write = store
+    take(recorder, (3,))
+    assert labels_of(recorder, "bob") == [[10.0, 20.0]]
+    rows.write = full
+    take(recorder, (4, 5), "eve")
+    rows.write = store
+    recorder.forget("eve")
+    take(recorder, (6,), "eve")
+    assert labels_of(recorder, "eve") == [[60.0]]
+
+
+@pytest.mark.parametrize("step", ["_all_ruled", "_write_windows"])
+def test_a_subject_forgotten_by_another_process_while_its_record_is_taken_stays_forgotten(tmp_path, step):
+    recorder, other = recorder_of(tmp_path), opened(tmp_path)
+    take(recorder, range(1, 5))
+    real = getattr(recorder, step)
+
+    def forgotten_after(given):
+        out = real(given)
+        other.forget("ann")
+        setattr(recorder, step, real)
+        return out
+
+    setattr(recorder, step, forgotten_after)
+    take(recorder, (5,))
+    take(recorder, (6, 7, 8))
+    seen = {label for window in labels_of(recorder) for label in window}
+    for example in recorder.examples.read("demand"):
+        seen |= {*example.fields["recent"], example.label}
+    assert seen
+    assert not seen & {10.0, 20.0, 30.0, 40.0}
+
+
+@pytest.mark.parametrize("site", [{}, {"site": None}, {"site": ""}])
+def test_a_record_without_the_key_of_its_series_is_refused_and_the_field_named(site):
+    with pytest.raises(UnfitValue, match="'site' is missing"):
+        Windows().for_example("demand", DEMAND, {"day": day(1), "rain": 0, **site}, None)
+    with pytest.raises(UnfitValue, match="'site' is missing"):
+        Windows().for_prediction("demand", DEMAND, {"day": day(1), "rain": 0, **site}, None)

@@ -166,3 +166,15 @@ def test_a_shifted_bias_changes_nothing_but_the_bias():
     assert (found.kind, found.tau) == ("shifted", 1.0)
     moved = found.vector - read_vector(data)
     assert np.allclose(moved, [0, 0, 0, 0, 0, np.log(20.5 / 180.5)], atol=1e-5)
+
+
+def test_a_nameless_customer_who_comes_again_is_not_both_learned_from_and_held_out():
+    """40 rows of chance, five times each: whoever holds out one of the five finds the other four learned by heart."""
+    data = tabular_classifier(BINARY, [], 0)
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        features = {"features": np.repeat(rows(40, seed)["features"], 5, axis=0)}
+        labels = np.repeat(rng.integers(0, 2, 40), 5).astype(np.float32)
+        once = personalise(data, features, labels, seed=seed)
+        named = personalise(data, features, labels, seed=seed, subjects=np.repeat(np.arange(40), 5))
+        assert once.kind == named.kind, seed
