@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
@@ -114,10 +114,8 @@ class Offering:
         self._releases.optimizer_state(task, task.checkpoint)  # before anybody trains for a sum that could not be used
         length, privacy = analytics.settle(spec, question) if question else self._terms(task, model)
         secret = self._entropy(ROUND_SECRET_BYTES)
-        statement = unpack(roster.statement, Statement)
-        members = cohort.committee_of(roster.statement, roster.entries, spec.stewards)
         offer = Offer(
-            fleet=statement.fleet,
+            fleet=unpack(roster.statement, Statement).fleet,
             task=task.name,
             round=number,
             issued_at=int(now),
@@ -126,16 +124,7 @@ class Offering:
             model_bytes=len(model),
             graph_digest=graph_digest(model),
             length=length,
-            secagg=SecAggTerms(
-                profile=analytics.PROFILE if question else spec.profile,
-                n_min=spec.n_min,
-                n_max=spec.n_max,
-                epoch=statement.epoch,
-                statement_hash=hashlib.sha256(roster.statement).digest(),
-                stewards=spec.stewards,
-                committee=members,
-                groups=1,
-            ),
+            secagg=_cohort(spec, roster, analytics.PROFILE if question else spec.profile),
             privacy=privacy,
             consent=spec.consent,
             round_key=RoundKey(secret).public_bytes(),
@@ -174,6 +163,20 @@ class Offering:
         if self._settled.get(task.name, (0,))[0] != length:  # new, or its label list grew
             self._settled[task.name] = (length, tasks.settle(self._releases.spec(task), length))
         return self._settled[task.name]
+
+
+def _cohort(spec: tasks.TaskSpec, roster: SignedRoster, profile_name: Literal["P16", "P24", "P32"]) -> SecAggTerms:
+    """One group; the committee that follows from the roster."""
+    return SecAggTerms(
+        profile=profile_name,
+        n_min=spec.n_min,
+        n_max=spec.n_max,
+        epoch=epoch_of(roster),
+        statement_hash=hashlib.sha256(roster.statement).digest(),
+        stewards=spec.stewards,
+        committee=cohort.committee_of(roster.statement, roster.entries, spec.stewards),
+        groups=1,
+    )
 
 
 def epoch_of(roster: SignedRoster) -> int:

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edge_sdk.identity.keys import sync_directory, write_private
+from edge_sdk.kept_files import KeptFiles
 from edge_sdk.protocol.messages import Offer, PrivacyTerms
 
 FOLDER: Final = "kept"
@@ -44,16 +44,15 @@ class KeptUpdates:
     """The kept updates of one home directory. Any thread, one at a time for each task."""
 
     def __init__(self, home: Path) -> None:
-        self._folder = home / FOLDER
+        self._files = KeptFiles(home / FOLDER, ".update")
 
     def keep(self, offer: Offer, update: npt.NDArray[np.float32], erasures: int) -> None:
         """Keep what was trained on the first model of an offer. Raises OSError where the disk is full."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
         kept = _Kept(
             offer.models[0], offer.graph_digest, offer.privacy, offer.consent, erasures, offer.issued_at,
             update.astype("<f4").tobytes(),
         )  # fmt: skip
-        write_private(self._file(offer.task), msgspec.msgpack.encode(kept))
+        self._files.write(offer.task, msgspec.msgpack.encode(kept))
 
     def find(self, offer: Offer, erasures: int) -> npt.NDArray[np.float32] | None:
         """An update that this offer takes, float32 [offer.length], scaled by its staleness; None where there is none.
@@ -73,34 +72,22 @@ class KeptUpdates:
 
     def forget(self, task: str) -> None:
         """Delete what is kept for a task, and see the deletion through to the disk."""
-        file = self._file(task)
-        for found in [file, *self._folder.glob(f".{file.name}.*.part")]:  # the latter where a process died writing it
-            if found.exists():
-                found.unlink(missing_ok=True)
-                sync_directory(self._folder)
+        self._files.forget(task)
 
     def forget_all(self) -> None:
         """Delete what is kept for any task: the device's owner said no."""
-        for task in self._tasks():
-            self.forget(task)
+        self._files.forget_all()
 
     def sweep(self, now: int) -> None:
         """Delete what is too old to leave, seconds since 1970: no offer may ever come and ask."""
-        for task in self._tasks():
+        for task in self._files.tasks():
             kept = self._read(task)
             if kept is not None and _is_old(kept, now):
                 self.forget(task)
 
-    def _tasks(self) -> list[str]:
-        whole = {path.name.removesuffix(".update") for path in self._folder.glob("*.update")}
-        return sorted(whole | {path.name[1:].partition(".update.")[0] for path in self._folder.glob(".*.part")})
-
-    def _file(self, task: str) -> Path:
-        return self._folder / f"{task}.update"
-
     def _read(self, task: str) -> _Kept | None:
         try:
-            return msgspec.msgpack.decode(self._file(task).read_bytes(), type=_Kept)
+            return msgspec.msgpack.decode(self._files.read(task), type=_Kept)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError) as error:

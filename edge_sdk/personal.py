@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 
-from edge_sdk.identity.keys import sync_directory, write_private
+from edge_sdk.kept_files import KeptFiles
 from edge_sdk.retention import DAY_S
 
 if TYPE_CHECKING:
@@ -63,17 +63,16 @@ class PersonalWeights:
     """The files of one home directory. Any thread, one at a time for each task."""
 
     def __init__(self, home: Path) -> None:
-        self._folder = home / FOLDER
+        self._files = KeptFiles(home / FOLDER, ".weights")
 
     def keep(self, task: str, kept: Kept) -> None:
         """Replace what is kept for a task. Raises OSError where the disk is full."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        write_private(self._file(task), msgspec.msgpack.encode(kept))
+        self._files.write(task, msgspec.msgpack.encode(kept))
 
     def find(self, task: str) -> Kept | None:
         """What is kept for a task; None without it, and where it cannot be read."""
         try:
-            return msgspec.msgpack.decode(self._file(task).read_bytes(), type=Kept)
+            return msgspec.msgpack.decode(self._files.read(task), type=Kept)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.MsgspecError) as error:
@@ -82,24 +81,15 @@ class PersonalWeights:
 
     def forget(self, task: str) -> None:
         """Delete what is kept for a task, and see the deletion through to the disk."""
-        file = self._file(task)
-        for found in [file, *self._folder.glob(f".{file.name}.*.part")]:  # the latter where a process died writing it
-            if found.exists():
-                found.unlink(missing_ok=True)
-                sync_directory(self._folder)
+        self._files.forget(task)
 
     def forget_all(self) -> None:
         """Delete what is kept for every task."""
-        for file in self._folder.glob("*.weights"):
-            self.forget(file.stem)
+        self._files.forget_all()
 
     def stated(self) -> dict[str, dict[str, Any]]:
         """What is kept, by task, without the weights."""
-        tasks = sorted(file.stem for file in self._folder.glob("*.weights"))
-        return {task: kept.stated() for task in tasks if (kept := self.find(task)) is not None}
-
-    def _file(self, task: str) -> Path:
-        return self._folder / f"{task}.weights"
+        return {task: kept.stated() for task in self._files.tasks() if (kept := self.find(task)) is not None}
 
 
 class Personalisation:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from aggregator.demo.plots import ALONE, FLEET, INK, drawn
+from aggregator.demo.plots import drawn
+from aggregator.rehearsal.plots import ALONE, FLEET, INK
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -14,11 +14,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from aggregator.demo.outcome import Outcome, wire_bytes
+from aggregator.rehearsal.plots import ALONE, CENTRAL, FLEET, INK, STYLE
 
-FLEET: Final = "#2a78d6"
-ALONE: Final = "#eb6834"
-CENTRAL: Final = "#1baf7a"
-INK: Final = "#010203"  # a colour of its own, replaced by the page's in the finished text
 PHASES: Final = {
     "training": "#2a78d6",
     "collecting": "#7fb0ea",
@@ -28,20 +25,6 @@ PHASES: Final = {
     "releasing": "#c9a227",
 }
 MOST_TICKS: Final = 15
-STYLE: Final[Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "chorale",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
 
 
 def metric_name(name: str) -> str:

@@ -20,6 +20,7 @@ from aggregator.evaluation import Heldout, heldout, logits, measure
 from aggregator.rehearsal.fleet import VirtualDevice, VirtualFleet
 from aggregator.rehearsal.population import Population
 from aggregator.rehearsal.references import alone, central, central_dp
+from aggregator.rehearsal.scores import part
 from benchmarks.applying.dataset import Dataset, Rows
 from edge_sdk.artifact.features import INPUT, features, labels
 
@@ -128,7 +129,7 @@ class Bench:
         """None where these rows do not give it: an AUC needs both classes."""
         if self.dataset.score is not None:
             return self.dataset.score(outputs[rows], self.scored.take(rows))
-        return measure(_some(self.heldout, rows), outputs[rows]).get(self.dataset.metric)
+        return measure(part(self.heldout, rows), outputs[rows]).get(self.dataset.metric)
 
 
 def population(dataset: Dataset, rows: Rows) -> Population:
@@ -157,19 +158,6 @@ def _of_clients(clients: Sequence[str], known: npt.NDArray[np.bool_]) -> Iterato
         rows = np.logical_and(places == place, known)
         if rows.any():
             yield rows
-
-
-def _some(whole: Heldout, rows: npt.NDArray[np.bool_]) -> Heldout:
-    def of(values: Any) -> Any:
-        return None if values is None else values[rows]
-
-    return whole._replace(
-        inputs={name: array[rows] for name, array in whole.inputs.items()},
-        targets=whole.targets[rows],
-        values=of(whole.values),
-        level=of(whole.level),
-        seen=of(whole.seen),
-    )
 
 
 def _mean(values: list[float | None]) -> float:

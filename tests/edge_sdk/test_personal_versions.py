@@ -10,6 +10,7 @@ import pytest
 
 from edge_sdk.artifact.schema import Label, NumberField, Schema
 from edge_sdk.artifact.starter import tabular_classifier
+from edge_sdk.cli import main
 from edge_sdk.client import EdgeClient
 from edge_sdk.personal import Kept, PersonalWeights, holds, version
 from edge_sdk.testing import FakeAggregator
@@ -108,4 +109,23 @@ def test_a_damaged_file_is_no_version(tmp_path: Path):
     weights = PersonalWeights(tmp_path)
     weights.keep("churn", kept())
     (tmp_path / "personal" / "churn.weights").write_bytes(b"\x00not this")
+    assert weights.find("churn") is None
+
+
+def test_a_half_written_version_goes_with_a_no_of_the_owner(tmp_path: Path):
+    half = tmp_path / "personal" / ".churn.weights.77.part"
+    half.parent.mkdir()
+    half.write_bytes(b"half")
+    PersonalWeights(tmp_path).forget_all()
+    assert not half.exists()
+
+
+def test_forgetting_from_the_command_line_takes_the_version_with_it(tmp_path: Path):
+    with FakeAggregator(tmp_path) as fake:
+        fake.install("churn", MODEL)
+        with fake.client() as fl:
+            record(fl, 1)
+    weights = PersonalWeights(tmp_path)
+    weights.keep("churn", kept())
+    assert main(["forget", "customer-0", "--home", str(tmp_path)]) == 0
     assert weights.find("churn") is None

@@ -316,3 +316,11 @@ def test_a_record_without_the_key_of_its_series_is_refused_and_the_field_named(s
         Windows().for_example("demand", DEMAND, {"day": day(1), "rain": 0, **site}, None)
     with pytest.raises(UnfitValue, match="'site' is missing"):
         Windows().for_prediction("demand", DEMAND, {"day": day(1), "rain": 0, **site}, None)
+
+
+def test_an_example_of_nobody_is_never_made_from_a_customers_labels():
+    windows = Windows()
+    for n in range(1, 5):
+        learn(windows, {"site": "a", "day": day(n), "rain": 0}, 10 * n, "alice")
+    assert learn(windows, {"site": "a", "day": day(5), "rain": 0}, 50) == []
+    assert learn(windows, {"site": "a", "day": day(6), "rain": 0}, 60) == [50]
