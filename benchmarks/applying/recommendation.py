@@ -143,11 +143,14 @@ def _words(column: Table) -> tuple[str, ...]:
 
 
 def _grades(known: Table, rows: Table, *, own: bool) -> Rows:
-    """`own`: known ones may be among the rows; a row's own grade is not part of its history."""
-    grades = {user: (group.rating.tolist(), group.index.tolist()) for user, group in known.groupby("user")}
+    """`own`: known ones may be among the rows; a row's own grade is not part of its history.
+
+    A history is what one department knows: no grade crosses from device to device.
+    """
+    grades = {key: (group.rating.tolist(), group.index.tolist()) for key, group in known.groupby(["user", "client"])}
     records = []
     for row in rows.itertuples():
-        values, places = grades.get(row.user, ([], []))
+        values, places = grades.get((row.user, row.client), ([], []))
         history = [value for value, place in zip(values, places, strict=True) if not own or place != row.Index]
         about = {"studage": row.studage, "lectage": row.lectage, "service": row.service, "department": row.client}
         record = {"own": history, "visitor": str(row.user), "item": row.item, **about}
