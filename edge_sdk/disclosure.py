@@ -44,8 +44,8 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "date": "{name} (the date)", "hour": "{name} (the date and the hour)",
         "text": "{name} (numbers computed from the text; the text itself is not kept)",
         "text_kept": "{name} (the text itself)",
-        "windows": "To compare with what was before, the last results of each series are kept too, with their times."
-        " They stay for as long as new ones come: all of a series are erased {days} days after its last.",
+        "windows": "To compare with what was before, the last results of each series are kept too, with their times;"
+        " each is erased {days} days after it was recorded.",
         "how": "It is encrypted, each customer's part under a key of its own, and never leaves this device. It is"
         " erased after {days} days, or sooner where more than {most} examples or {mib} MiB are held.",
         "leaves": "What leaves: the change that training makes to the model, as numbers, under a mask. Nobody, the"
@@ -86,8 +86,7 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "date": "{name}（日期）", "hour": "{name}（日期和小时）",
         "text": "{name}（由文字计算出的数值；文字本身不保存）",
         "text_kept": "{name}（文字本身）",
-        "windows": "为了与以往相比较，每个序列最近的结果及其时间也一并保存。"
-        "只要该序列还有新的结果，它们就会保留；最后一个结果满 {days} 天后，全部删除。",
+        "windows": "为了与以往相比较，每个序列最近的结果及其时间也一并保存；每个结果记录满 {days} 天后删除。",
         "how": "内容经过加密，每位客户使用各自的密钥，绝不离开本设备。"
         "保存 {days} 天后删除；超过 {most} 条或 {mib} MiB 时更早删除。",
         "leaves": "离开本设备的内容：训练对模型造成的改变，以数值形式并加上掩码。"

@@ -96,7 +96,7 @@ class ExamplesStore:
         try:
             with self._file.transaction():
                 self.windows.check(windows_erased)
-                at = self._file.fact("age-clock") or now
+                at = self.recorded_at(now)
                 (before,) = self._db.execute("SELECT COALESCE(MAX(id), 0) FROM examples").fetchone()
                 inserted = sum(self._keep(row, at) for row in rows)
                 for task in {row.new.task for row in rows}:
@@ -112,6 +112,10 @@ class ExamplesStore:
             return 0
         self.dropped += inserted - kept
         return int(kept)
+
+    def recorded_at(self, now: int) -> int:
+        """When something counts as recorded that is recorded now."""
+        return self._file.fact("age-clock") or now
 
     def _row(self, example: tuple[Any, ...]) -> _Sealed | None:
         try:
@@ -314,9 +318,11 @@ class ExamplesStore:
             if starts_anew(before, at):
                 self._db.execute("UPDATE examples SET recorded_at = ?", (at,))
                 self._db.execute("UPDATE seen SET first_at = ?, last_at = ?", (at, at))
+                self.windows.recorded_again(at, anew=True)
             elif at < before:
                 self._db.execute("UPDATE examples SET recorded_at = ? WHERE recorded_at > ?", (at, at))
                 self._db.execute("UPDATE seen SET first_at = MIN(first_at, ?), last_at = MIN(last_at, ?)", (at, at))
+                self.windows.recorded_again(at, anew=False)
             oldest = at - self._retention_s
             gone = self._db.execute("DELETE FROM examples WHERE recorded_at < ?", (oldest,)).rowcount
             self._db.execute(
@@ -324,9 +330,9 @@ class ExamplesStore:
                 " examples.subject = seen.subject AND examples.task = seen.task)",
                 (oldest - UNSENT_S,),
             )
-            self.windows.sweep(at, oldest, anew=starts_anew(before, at))
+            swept = self.windows.sweep(oldest)
             self._drop_idle_keys()
-            if gone:
+            if gone or swept:
                 self._file.owe_truncation()
         self._file.truncate_owed()
         return gone

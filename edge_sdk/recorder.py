@@ -59,6 +59,7 @@ class Recorder:
         self._swept_at: float | None = None
         self._windows = Windows() if windows is None else windows
         self._windows_erased = -1
+        self._now = self._at = 0  # of the records in hand: the device's time, and when they count as recorded
         self._read_windows()
 
     # -- recording -----------------------------------------------------------------------------------------------------
@@ -66,13 +67,15 @@ class Recorder:
     def take(self, records: Iterable[Record], now: int) -> None:
         """Keep what may be kept; what may not is counted in `status`."""
         self._read_windows()
+        self._at = self.examples.recorded_at(now)
+        self._now = max(now, self._at)  # a clock that was reset is behind the time that the store saw pass
         new = [*self._admitted(), *(NewExample(*record) for record in records)]
         ready, waiting = [], list(self._waiting)
         for _ in range(MOST_FILLED):
             self._waiting = list(waiting)
             ready = self._all_ruled(new)
             try:
-                filled = self._write_windows(now)
+                filled = self._write_windows()
                 break
             except WindowsErased:  # by another process, in between: what was filled holds what it erased
                 self._read_windows()
@@ -144,11 +147,11 @@ class Recorder:
         subject = None if new.subject is None else str(new.subject)
         if schema is None or self.examples.withdrawn(new.task, subject):
             return Filled(new.fields)
-        return self._windows.for_example(new.task, schema, new.fields, subject)
+        return self._windows.for_example(new.task, schema, new.fields, subject, self._now)
 
     def _extended(self, new: NewExample, filled: Filled, label: Any) -> bool:
         """The label enters its windows; False where they were too short to learn from."""
-        if gone := self._windows.extend(filled, label):
+        if gone := self._windows.extend(filled, label, self._at):
             self._live.drop("window", gone)
             log.warning("%d windows made room for newer ones: at most %d are kept", gone, MOST_WINDOWS)
         if filled.short:
@@ -156,14 +159,14 @@ class Recorder:
             log.info("an example of %s was not kept: %s", new.task, filled.short)
         return not filled.short
 
-    def _write_windows(self, now: int) -> bool:
+    def _write_windows(self) -> bool:
         """Store what changed; False where nothing did. What the disk does not take is tried again with the next.
 
         Raises WindowsErased.
         """
         changed = self._windows.take_changed()
         try:
-            self.examples.windows.write(changed, now, self._windows_erased)
+            self.examples.windows.write(changed, self._windows_erased)
         except WindowsErased:
             raise
         except Exception as error:

@@ -1,13 +1,13 @@
 """The windows of `windows` in the example store's file: one row a window, sealed under its subject's key.
 
-Decides nothing and reads no clock. Times of labels, labels and keys are in no row in the clear. A row that does not
-open, or that another row's place was copied to, is left out.
+Decides nothing and reads no clock. Times of labels, labels and keys are in no row in the clear, but for one: when the
+oldest of its labels was recorded. A row that does not open, or that another row's place was copied to, is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 
 import msgspec
 
@@ -15,6 +15,9 @@ from edge_sdk.sealed_rows import Ring, SealedRows
 from edge_sdk.windows import Entry, Window
 
 ERASED: Final = "windows-erased"  # how often windows were erased: a process that holds them in memory reads them anew
+
+
+_Row = tuple[str, bytes, list[tuple[int, Any, int]]]  # field, key, entries
 
 
 class WindowsErased(Exception):
@@ -39,10 +42,13 @@ class WindowRows:
         plain = self._file.open(window.task, window.subject, sealed, ring)
         if plain is None:
             return []
-        field, key, entries = msgspec.msgpack.decode(plain)
-        return [(when, label) for when, label in entries] if (field, key) == (window.field, window.key) else []
+        try:
+            field, key, entries = msgspec.msgpack.decode(plain, type=_Row)
+        except msgspec.MsgspecError:  # of another release of this software
+            return []
+        return entries if (field, key) == (window.field, window.key) else []
 
-    def write(self, changed: Iterable[tuple[Window, list[Entry]]], now: int, erased: int | None = None) -> None:
+    def write(self, changed: Iterable[tuple[Window, list[Entry]]], erased: int | None = None) -> None:
         """Store windows as they are now, those without entries not at all.
 
         `erased`: how often windows were erased when these were read. Raises WindowsErased, sqlite3.Error.
@@ -52,20 +58,23 @@ class WindowRows:
             return
         with self._file.transaction():
             self.check(erased)
-            at = self._file.fact("age-clock") or now
             for window, entries in changed:
                 self._db.execute("DELETE FROM windows WHERE task = ? AND field = ? AND key = ? AND subject = ?", window)
                 if entries:
-                    plain = msgspec.msgpack.encode((window.field, window.key, entries))
-                    sealed = self._file.seal(window.task, window.subject, plain)
+                    at, sealed = self._sealed(window, entries)
                     self._db.execute(
                         "INSERT INTO windows (task, field, key, subject, recorded_at, sealed)"
                         " VALUES (?, ?, ?, ?, ?, ?)",
                         (*window, at, sealed),
                     )
 
+    def _sealed(self, window: Window, entries: list[Entry]) -> tuple[int, bytes]:
+        """What a row holds: when the oldest of its labels was recorded, and all of them."""
+        plain = msgspec.msgpack.encode((window.field, window.key, entries))
+        return min(at for _, _, at in entries), self._file.seal(window.task, window.subject, plain)
+
     def held(self, subject: bytes) -> list[dict[str, object]]:
-        """The windows of a subject: task, field, and [time or number, label] pairs, oldest first."""
+        """The windows of a subject: task, field, and [time or number, label, when recorded] lists, oldest first."""
         return [
             {"task": window.task, "field": window.field, "labels": [list(entry) for entry in entries]}
             for window, entries in self.read()
@@ -82,13 +91,33 @@ class WindowRows:
         # Where no row is gone, too: memory may hold what a full disk did not take.
         self._file.set_fact(ERASED, self.erased() + 1)
 
-    def sweep(self, at: int, oldest: int, *, anew: bool) -> None:
-        """Erase windows that got no label since `oldest`; in the caller's transaction. Arguments as of the examples."""
-        if anew:
-            self._db.execute("UPDATE windows SET recorded_at = ?", (at,))
-        self._db.execute("UPDATE windows SET recorded_at = ? WHERE recorded_at > ?", (at, at))
-        if self._db.execute("DELETE FROM windows WHERE recorded_at < ?", (oldest,)).rowcount:
+    def sweep(self, oldest: int) -> bool:
+        """Erase labels that were recorded before `oldest`; True where there were any. In the caller's transaction."""
+        return self._rewrite(oldest, lambda entries: [entry for entry in entries if entry[2] >= oldest])
+
+    def recorded_again(self, at: int, *, anew: bool) -> None:
+        """All labels were recorded at `at`, or, where not `anew`, none after it; in the caller's transaction."""
+        self._rewrite(
+            None, lambda entries: [(when, label, at if anew else min(was, at)) for when, label, was in entries]
+        )
+
+    def _rewrite(self, oldest: int | None, change: Callable[[list[Entry]], list[Entry]]) -> bool:
+        """Of the rows with a label recorded before `oldest`, or of all: their entries as `change` gives them."""
+        query = "SELECT number, task, field, key, subject, sealed FROM windows"
+        where, what = ("", ()) if oldest is None else (" WHERE recorded_at < ?", (oldest,))
+        rows = self._db.execute(query + where, what).fetchall()
+        ring: Ring = {}
+        for number, *place, sealed in rows:
+            window = Window(*place)
+            entries = change(self._opened(window, sealed, ring))
+            if entries:
+                at, again = self._sealed(window, entries)
+                self._db.execute("UPDATE windows SET recorded_at = ?, sealed = ? WHERE number = ?", (at, again, number))
+            else:
+                self._db.execute("DELETE FROM windows WHERE number = ?", (number,))
+        if rows:
             self._file.set_fact(ERASED, self.erased() + 1)
+        return bool(rows)
 
     def check(self, erased: int | None) -> None:
         """In the caller's transaction. Raises WindowsErased where it happened more often than that; None asks not."""

@@ -3,25 +3,29 @@
 A window is filled for a number's series, and for the history that a ranking leaves out (`Label.unseen_of`). An entry
 belongs to the subject it was recorded for: an example of one subject is never made from another's labels, so that
 erasing a subject, and a guarantee by customer, stay whole. Safe from any thread. Refuses a key or a date that cannot
-be read (UnfitValue), a window of which less than half is known (TooShort), and more than `cap` windows or `most`
-labels: the window that was longest without a label goes, counted.
+be read, a label's date that is still to come (UnfitValue), a window of which less than half is known (TooShort), and
+more than `cap` windows or `most` labels: the window that was longest without a label goes, counted.
 """
 
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from edge_sdk.retention import PLAUSIBLE
+
 if TYPE_CHECKING:
     from edge_sdk.artifact.schema import Schema
 
 MOST_WINDOWS: Final = 10_000
-MOST_LABELS: Final = 300_000  # in all windows together: some 40 MB of memory
-Entry = tuple[int, Any]  # seconds since 1970 or a running number, and the label
+MOST_LABELS: Final = 300_000  # in all windows together: some 50 MB of memory
+AHEAD_S: Final = 86_400  # of the device's clock, that a label's date may be: it names no time zone
+# Seconds since 1970 or a running number, the label, and when it was recorded, by the store's clock of ages.
+Entry = tuple[int, Any, int]
 Name = Callable[[str | None], bytes]  # a text's keyed hash; b"" for None
 
 
@@ -54,11 +58,20 @@ class Own:
         return 0 if self.personal else (self.last + 1) // 2
 
 
+class End(NamedTuple):
+    """Where a record's label goes: its place in time, how many labels stay, and the latest date that one may have."""
+
+    window: Window
+    when: int | None
+    last: int
+    latest: int | None
+
+
 class Filled(NamedTuple):
-    """A record with its windows, and where its label goes: the window, its entry's place in time, how many stay."""
+    """A record with its windows, and where its label goes."""
 
     fields: Mapping[str, Any]
-    ends: tuple[tuple[Window, int | None, int], ...] = ()
+    ends: tuple[End, ...] = ()
     short: str = ""
 
 
@@ -104,15 +117,15 @@ class Windows:
             for window, entries in rows:
                 self._put(window, entries)
 
-    def extend(self, filled: Filled, label: Any) -> int:
-        """Add a record's label to its windows; returns how many windows had to go."""
+    def extend(self, filled: Filled, label: Any, at: int = 0) -> int:
+        """Add a record's label, recorded at `at`, to its windows; returns how many windows had to go."""
         with self._lock:
-            for window, when, last in filled.ends:
-                entries = self._held.pop(window, [])
+            for end in filled.ends:
+                entries = self._held.pop(end.window, [])
                 self._labels -= len(entries)
-                _enter(entries, when, label)
-                self._put(window, entries[-last:])
-                self._changed[window] = None
+                _enter(entries, end, label, at)
+                self._put(end.window, entries[-end.last :])
+                self._changed[end.window] = None
             gone = 0
             while len(self._held) > self._cap or (self._labels > self._most and len(self._held) > 1):
                 self._drop(next(iter(self._held)))
@@ -145,12 +158,20 @@ class Windows:
 
     # -- from any thread -----------------------------------------------------------------------------------------------
 
-    def for_example(self, task: str, schema: Schema, fields: Mapping[str, Any], subject: str | None) -> Filled:
+    def for_example(
+        self, task: str, schema: Schema, fields: Mapping[str, Any], subject: str | None, now: int = 0
+    ) -> Filled:
         """A record to learn from, filled with labels of its own subject; `short` says where too few are known.
 
+        `now`: seconds since 1970, by which a date is still to come; no date is where it is no time of this software.
         Raises UnfitValue.
         """
-        return self._filled(task, schema, fields, self._name(subject))
+        filled = self._filled(task, schema, fields, self._name(subject), now + AHEAD_S if now >= PLAUSIBLE else None)
+        for own, end in zip(_left_out(schema, fields), filled.ends, strict=True):
+            if end.when is not None and end.latest is not None and end.when > end.latest:
+                what = "is more than a day ahead of this device's clock"
+                raise _unfit(f"its field {own.time!r} {what}; record what came true, or set the clock")
+        return filled
 
     def for_prediction(
         self, task: str, schema: Schema, fields: Mapping[str, Any], subject: str | None
@@ -164,18 +185,18 @@ class Windows:
             raise TooShort(filled.short)
         return filled.fields
 
-    def _filled(self, task: str, schema: Schema, fields: Mapping[str, Any], subject: bytes | None) -> Filled:
+    def _filled(
+        self, task: str, schema: Schema, fields: Mapping[str, Any], subject: bytes | None, latest: int | None = None
+    ) -> Filled:
         whole, ends, short = fields, [], ""
-        for own in own_fields(schema):
-            if own.name in fields:
-                continue
+        for own in _left_out(schema, fields):
             key, when = self._key(own, fields), _when(own, fields)
             whose = subject or b"" if own.personal else subject
             found = self._before((task, own.name, key), whose, when)[-own.last :]
             if len(found) < own.fewest:
                 short = f"{len(found)} labels of its key are known and {own.name!r} needs {own.fewest}; record more"
             whole = {**whole, own.name: found}
-            ends.append((Window(task, own.name, key, subject or b""), when, own.last))
+            ends.append(End(Window(task, own.name, key, subject or b""), when, own.last, latest))
         return Filled(whole, tuple(ends), short)
 
     def _key(self, own: Own, fields: Mapping[str, Any]) -> bytes:
@@ -194,7 +215,12 @@ class Windows:
             parts = [self._held.get(Window(*place, each), []) for each in subjects]
             entries = parts[0] if len(parts) == 1 else sorted((e for part in parts for e in part), key=_place)
             end = len(entries) if when is None else bisect_left(entries, when, key=_place)
-            return [label for _, label in entries[:end]]
+            return [label for _, label, _ in entries[:end]]
+
+
+def _left_out(schema: Schema, fields: Mapping[str, Any]) -> list[Own]:
+    """What the SDK fills of a record."""
+    return [own for own in own_fields(schema) if own.name not in fields]
 
 
 def _unfit(message: str) -> ValueError:
@@ -208,13 +234,17 @@ def _place(entry: Entry) -> int:
     return entry[0]
 
 
-def _enter(entries: list[Entry], when: int | None, label: Any) -> None:
+def _enter(entries: list[Entry], end: End, label: Any, at: int) -> None:
     """In the order of time; the same time again takes the place of what it said before."""
+    when = end.when
     if when is None:
         when = entries[-1][0] + 1 if entries else 0
-    at = bisect_left(entries, when, key=_place)
-    end = at + 1 if at < len(entries) and entries[at][0] == when else at
-    entries[at:end] = [(when, label)]
+    elif end.latest is not None:
+        # A clock that once ran ahead: such dates would stay the newest for years, and nothing else would enter.
+        del entries[bisect_right(entries, end.latest, key=_place) :]
+    place = bisect_left(entries, when, key=_place)
+    after = place + 1 if place < len(entries) and entries[place][0] == when else place
+    entries[place:after] = [(when, label, at)]
 
 
 def _when(own: Own, fields: Mapping[str, Any]) -> int | None:

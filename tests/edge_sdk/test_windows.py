@@ -7,8 +7,10 @@ import json
 import os
 import sqlite3
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -137,27 +139,64 @@ def opened(home: Path) -> ExamplesStore:
 def test_windows_are_sealed_and_an_entry_copied_to_another_window_is_left_out(tmp_path):
     store = opened(tmp_path)
     mine, other = (Window("demand", "recent", store.name(key), b"") for key in ("a", "b"))
-    store.windows.write([(mine, [(1, 7777777)]), (other, [(1, 8888888)])], 0)
+    store.windows.write([(mine, [(1, 7777777, 0)]), (other, [(1, 8888888, 0)])])
     sealed = store._db.execute("SELECT sealed FROM windows WHERE key = ?", (mine.key,)).fetchone()[0]
     assert b"\xce" + (7777777).to_bytes(4, "big") not in sealed
     store._db.execute("UPDATE windows SET sealed = ? WHERE key = ?", (sealed, other.key))
-    assert store.windows.read() == [(mine, [(1, 7777777)])]
+    assert store.windows.read() == [(mine, [(1, 7777777, 0)])]
 
 
-def test_a_window_without_a_label_for_the_retention_is_erased(tmp_path):
+def test_each_label_is_erased_the_retention_after_it_was_recorded_whatever_came_since(tmp_path):
     store = opened(tmp_path)
     window = Window("demand", "recent", b"", store.name("ann"))
-    store.windows.write([(window, [(1, 7)])], 10_000)
-    for now, left in ((10_900, 1), (11_100, 0)):
+    store.windows.write([(window, [(1, 7, 10_000), (2, 8, 10_500), (3, 9, 10_200)])])
+    for now, left in ((10_900, [7, 8, 9]), (11_100, [8, 9]), (11_300, [8]), (11_600, [])):
+        erased = store.windows.erased()
         store.sweep(now, vouched=now, elapsed_s=900)
-        assert len(store.windows.read()) == left
+        assert [label for _, entries in store.windows.read() for _, label, _ in entries] == left
+        assert (store.windows.erased() > erased) == (len(left) < 3)
     assert not store._db.execute("SELECT 1 FROM keys WHERE owner = ?", (b"s" + window.subject,)).fetchone()
+
+
+def test_what_outlived_the_retention_is_in_no_file(tmp_path):
+    store = opened(tmp_path)
+    store.windows.write([(Window("demand", "recent", b"", b""), [(1, 7, 10_000)])])
+    (sealed,) = store._db.execute("SELECT sealed FROM windows").fetchone()
+    store.sweep(11_100, vouched=11_100, elapsed_s=900)
+    assert sealed not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_ages_of_labels_begin_anew_with_the_first_plausible_time_and_run_back_with_the_clock(tmp_path):
+    store, now = opened(tmp_path), 1_800_000_000
+
+    def ages() -> list[int]:
+        return [at for _, entries in store.windows.read() for _, _, at in entries]
+
+    store.windows.write([(Window("demand", "recent", b"", b""), [(1, 7, 5), (2, 8, 9)])])
+    store.sweep(now, vouched=0, elapsed_s=0)
+    assert ages() == [now, now]
+    store.sweep(now + 900, vouched=0, elapsed_s=900)
+    store.windows.write([(Window("demand", "recent", b"", b""), [(1, 7, now), (2, 8, now + 900)])])
+    store.sweep(now + 300, vouched=now + 400, elapsed_s=0)
+    assert ages() == [now, now + 300]
+
+
+def test_a_window_in_the_form_of_another_release_is_left_out(tmp_path):
+    store = opened(tmp_path)
+    window = Window("demand", "recent", b"", b"")
+    with store._file.transaction():
+        sealed = store._file.seal("demand", b"", msgspec.msgpack.encode(("recent", b"", [(1, 7)])))
+        store._db.execute(
+            "INSERT INTO windows (task, field, key, subject, recorded_at, sealed) VALUES (?, ?, ?, ?, 0, ?)",
+            (*window, sealed),
+        )
+    assert store.windows.read() == []
 
 
 def test_forgetting_leaves_neither_the_window_nor_its_key_in_any_file(tmp_path):
     store = opened(tmp_path)
     window = Window("demand", "recent", store.name("hall"), store.name("ann"))
-    store.windows.write([(window, [(1, 7)])], 0)
+    store.windows.write([(window, [(1, 7, 0)])])
     (sealed,) = store._db.execute("SELECT sealed FROM windows").fetchone()
     (wrapped,) = store._db.execute("SELECT wrapped FROM keys WHERE owner = ?", (b"s" + window.subject,)).fetchone()
 
@@ -264,7 +303,7 @@ def take(recorder: Recorder, days, subject="ann") -> None:
 
 
 def labels_of(recorder: Recorder, subject="ann") -> list[list[float]]:
-    return [[label for _, label in each["labels"]] for each in recorder.export(subject)["windows"]]
+    return [[label for _, label, _ in each["labels"]] for each in recorder.export(subject)["windows"]]
 
 
 def test_labels_that_a_full_disk_did_not_take_are_stored_with_the_next_and_forgotten_with_their_subject(tmp_path):
@@ -294,8 +333,8 @@ def test_a_subject_forgotten_by_another_process_while_its_record_is_taken_stays_
     take(recorder, range(1, 5))
     real = getattr(recorder, step)
 
-    def forgotten_after(given):
-        out = real(given)
+    def forgotten_after(*given):
+        out = real(*given)
         other.forget("ann")
         setattr(recorder, step, real)
         return out
@@ -308,6 +347,59 @@ def test_a_subject_forgotten_by_another_process_while_its_record_is_taken_stays_
         seen |= {*example.fields["recent"], example.label}
     assert seen
     assert not seen & {10.0, 20.0, 30.0, 40.0}
+
+
+# -- dates that are still to come --------------------------------------------------------------------------------------
+
+TODAY = 1_800_000_000  # 2027-01-15
+
+
+def dated(days: float) -> str:
+    return datetime.fromtimestamp(TODAY + days * 86_400, UTC).isoformat()
+
+
+def came(recorder: Recorder, days: float, now: int = TODAY) -> None:
+    recorder.take([("demand", {"site": "a", "day": dated(days), "rain": 0.0}, days, "ann", 0)], now)
+
+
+def test_a_label_dated_more_than_a_day_ahead_is_refused_and_the_field_named(tmp_path, caplog):
+    recorder = recorder_of(tmp_path)
+    came(recorder, 1.1)
+    assert "its field 'day' is more than a day ahead" in caplog.text
+    assert recorder._live.dropped == {"example": 1}
+    for days in (-3.0, 0.9, -1.0, -2.0):
+        came(recorder, days)
+    assert labels_of(recorder) == [[-3.0, -2.0, -1.0, 0.9]]
+
+
+def test_a_window_filled_while_the_clock_ran_ahead_recovers_with_the_next_label(tmp_path):
+    recorder = recorder_of(tmp_path)
+    for days in (400.0, 401.0, 402.0, 403.0):
+        came(recorder, days, TODAY + 403 * 86_400)
+    for days in (-1.0, 0.0):
+        came(recorder, days)
+    assert labels_of(recorder) == [[-1.0, 0.0]]
+
+
+def test_a_clock_that_was_reset_refuses_no_label_of_the_time_that_the_store_saw(tmp_path):
+    recorder = recorder_of(tmp_path)
+    recorder.examples.sweep(TODAY, vouched=TODAY, elapsed_s=0)
+    came(recorder, 0.0, TODAY - 30 * 86_400)
+    assert labels_of(recorder) == [[0.0]]
+
+
+def test_a_clock_that_says_1970_refuses_no_date(tmp_path):
+    recorder = recorder_of(tmp_path)
+    came(recorder, 0.0, 1000)
+    assert labels_of(recorder) == [[0.0]]
+
+
+def test_a_label_keeps_the_time_at_which_it_was_recorded(tmp_path):
+    recorder = recorder_of(tmp_path)
+    for days in (-5.0, -4.0):
+        came(recorder, days, TODAY + int(days))
+    (window,) = recorder.export("ann")["windows"]
+    assert [at for _, _, at in window["labels"]] == [TODAY - 5, TODAY - 4]
 
 
 @pytest.mark.parametrize("site", [{}, {"site": None}, {"site": ""}])
