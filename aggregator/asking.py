@@ -49,7 +49,7 @@ def _statistics(ask: str, schema: Schema) -> list[Statistic]:
         return [_model(schema, rest)]
     field, further = _field(ask, rest, schema)
     if kind == "words":
-        return [Statistic("words", field, 0.0, 0.0, 0, tuple(further.split(",")) if further else _words(field, schema))]
+        return [Statistic("words", field, 0.0, 0.0, 0, _words(ask, field, further, schema))]
     if kind == "mean":
         low, high, _ = _range(ask, field, further, schema)
         return [Statistic("moments", field, low, high, 0, ())]
@@ -89,13 +89,19 @@ def around(mean: float, scale: float) -> tuple[float, float]:
     return mean - REACH * scale, mean + REACH * scale
 
 
-def _words(field: str, schema: Schema) -> tuple[str, ...]:
+def _words(ask: str, field: str, further: str, schema: Schema) -> tuple[str, ...]:
+    """Those that are named, else the vocabulary; none that no record can hold."""
     known = next(each for each in schema.fields if each.name == field)
-    if isinstance(known, CategoryField | SequenceField) and known.vocabulary:
-        return known.vocabulary
-    raise TaskRefused(
-        f"the schema has no vocabulary of {field!r}", f"name the words: words:{field}:a,b", reason="question"
-    )
+    if not isinstance(known, CategoryField | SequenceField):
+        raise TaskRefused(f"{ask!r}: {field!r} holds no words", HINT, reason="question")
+    if known.buckets:
+        hint = f"count a field with a vocabulary, or give {field!r} one in the schema of a new task's model"
+        raise TaskRefused(f"{ask!r} cannot be answered: {layout.HASHED}", hint, reason="question")
+    words = tuple(further.split(",")) if further else known.vocabulary
+    if unknown := [word for word in words if word not in known.vocabulary]:
+        said = f"{ask!r}: devices keep {unknown[0]!r} as 'other', which is not in the vocabulary of {field!r}"
+        raise TaskRefused(said, f"choose from {', '.join(known.vocabulary)[:200]}", reason="question")
+    return words
 
 
 def _labels(schema: Schema) -> list[Statistic]:

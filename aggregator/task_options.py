@@ -108,7 +108,8 @@ def create(home: Path, config: Config, chosen: argparse.Namespace, *, now: float
         sha256 = tasks.create_task(store, Home(home), spec, model=model, heldout=held_out, now=now)
     privacy = status.privacy(checked.terms, checked.length, spec.rounds, spec.n_min)
     made = {"name": spec.name, "sha256": sha256, "rounds": spec.rounds, "coordinates": checked.length}
-    return {**made, "privacy": privacy, "warnings": warnings(spec, checked.terms, checked.length)}
+    warned = warnings(spec, checked.terms, checked.length, tasks.model_schema(model))
+    return {**made, "privacy": privacy, "warnings": warned}
 
 
 def _spec(chosen: argparse.Namespace) -> tasks.TaskSpec:
@@ -149,7 +150,8 @@ def plan(chosen: argparse.Namespace) -> dict[str, Any]:
 
     Raises TaskRefused, ConfigError.
     """
-    spec, length = _spec(chosen), tasks.model_length(_read_model(Path(chosen.model)))
+    spec, model = _spec(chosen), _read_model(Path(chosen.model))
+    length = tasks.model_length(model)
     terms = tasks.settle(spec, length)
     settled = _settled(spec, terms, length)
     others = []
@@ -161,7 +163,7 @@ def plan(chosen: argparse.Namespace) -> dict[str, Any]:
                 others.append({"unit": unit, "placement": placement, **figures})
             except TaskRefused as error:
                 others.append({"unit": unit, "placement": placement, "refused": str(error), "hint": error.hint})
-    warned = warnings(spec, terms, length)
+    warned = warnings(spec, terms, length, tasks.model_schema(model))
     return {"name": spec.name, "coordinates": length, **settled, "warnings": warned, "others": others}
 
 

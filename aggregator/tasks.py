@@ -28,8 +28,10 @@ from aggregator.store import audit_log
 from aggregator.store.rows import TaskRow
 from aggregator.store.store import Store
 from edge_sdk.artifact.errors import ArtifactError
+from edge_sdk.artifact.names import SCHEMA
 from edge_sdk.artifact.safety import check_model
-from edge_sdk.artifact.weights import read_vector
+from edge_sdk.artifact.schema import Schema
+from edge_sdk.artifact.weights import metadata, read_vector
 from edge_sdk.privacy import charges
 from edge_sdk.protocol import topics
 from edge_sdk.protocol.messages import Name, NotNegative, Placement, Positive, PrivacyTerms, Unit
@@ -208,6 +210,7 @@ def check_task(store: Store, spec: TaskSpec, *, model: bytes, heldout: Path | No
     if store.task(spec.name):
         raise HomeRefused(f"there is a task {spec.name!r} already", "choose another name")
     length = model_length(model)
+    model_schema(model)
     terms = settle(spec, length)
     if heldout is None:
         if spec.group_gate:
@@ -222,6 +225,15 @@ def model_length(model: bytes) -> int:
     try:
         check_model(model)
         return int(read_vector(model).size)
+    except ArtifactError as error:
+        hint = "give an ONNX file as the SDK's authoring side publishes it, with --model"
+        raise TaskRefused(f"the model is refused: {error}", hint, reason=error.reason) from error
+
+
+def model_schema(model: bytes) -> Schema:
+    """What the records of this model look like. Raises TaskRefused."""
+    try:
+        return Schema.from_json(metadata(model).get(SCHEMA, ""))
     except ArtifactError as error:
         hint = "give an ONNX file as the SDK's authoring side publishes it, with --model"
         raise TaskRefused(f"the model is refused: {error}", hint, reason=error.reason) from error

@@ -29,7 +29,7 @@ def advise(trial: Trial) -> list[str]:
                 f"The noise is {ratio:.1f} times the most that the rounds could learn: more devices or rows, a larger "
                 "epsilon, fewer columns or (for records) placement shared would help."
             )
-        said += task_warnings(trial.spec, trial.terms, length)
+        said += task_warnings(trial.spec, trial.terms, length, trial.schema)
     able = int((trial.train > 0).sum())
     if trial.spec.n_max < able:
         said.append(

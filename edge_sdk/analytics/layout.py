@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Final, NamedTuple
 
-from edge_sdk.artifact.schema import Schema
+from edge_sdk.artifact.schema import CategoryField, Schema, SequenceField
 from edge_sdk.protocol.messages import Query, Statistic
 
 MOST_VALUES: Final = 65_536  # of all statistics together
@@ -18,6 +18,7 @@ REACH: Final = {"moments": math.sqrt(3.0), "histogram": 1.0, "words": 1.0, "mode
 COUNT, LOSS, RIGHT, SCORES = 0, 1, 2, 3  # places within "model"
 
 LABEL: Final = ""
+HASHED: Final = "devices keep the number of its bucket, not the word, so every share would be 0"
 _NUMBERS: Final = ("number", "series")
 _WORDS: Final = ("category", "sequence")
 
@@ -91,6 +92,9 @@ def _check_numbers(statistic: Statistic) -> None:
 def check_fields(query: Query, schema: Schema) -> None:
     """Raise QueryRefused where a statistic is over something that this schema's records do not hold."""
     kinds = {field.name: _kind(field) for field in schema.fields}
+    hashed = {
+        field.name for field in schema.fields if isinstance(field, CategoryField | SequenceField) and field.buckets
+    }
     kinds[LABEL] = "number" if schema.label.kind == "number" else "category"
     for statistic in query.statistics:
         if statistic.kind == "model":
@@ -99,6 +103,8 @@ def check_fields(query: Query, schema: Schema) -> None:
             raise QueryRefused(f"records hold no {statistic.field!r}; they hold {sorted(kinds.keys() - {LABEL})}")
         if kinds[statistic.field] not in (_WORDS if statistic.kind == "words" else _NUMBERS):
             raise QueryRefused(f"{_said(statistic)}: that is a {kinds[statistic.field]}, ask for another statistic")
+        if statistic.field in hashed:
+            raise QueryRefused(f"{_said(statistic)}: {HASHED}")
 
 
 def _kind(field: object) -> str:

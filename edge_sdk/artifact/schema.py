@@ -97,6 +97,14 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             each.time: any("hour" in other.calendar for other in dated if other.time == each.time) for each in dated
         }
 
+    @property
+    def reach_of_label(self) -> int:
+        """Later records that may hold this one's label: in a series of numbers, or in a ranking's history."""
+        numbers = self.label.kind == "number"
+        windows = [each.window for each in self.fields if isinstance(each, SeriesField) and numbers]
+        histories = [each for each in self.fields if isinstance(each, SequenceField)]
+        return max([0, *windows, *(each.last for each in histories if each.name == self.label.unseen_of)])
+
     def series(self, name: str) -> SeriesField:
         """The series of that name. Raises SchemaError."""
         for field in self.fields:

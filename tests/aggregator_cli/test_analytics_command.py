@@ -16,7 +16,7 @@ from edge_sdk.artifact.schema import CategoryField, Label, NumberField, Schema
 from edge_sdk.artifact.starter import tabular_classifier
 
 SCHEMA = Schema(
-    (NumberField("age", 40.0, 10.0), CategoryField("plan", ("basic", "gold"))),
+    (NumberField("age", 40.0, 10.0), CategoryField("plan", ("basic", "gold")), CategoryField("shop", buckets=8)),
     Label("churn", "binary", ("no", "yes")),
 )
 ESTIMATE = {"value": 41.5, "low": 40.25, "high": 42.75}
@@ -75,6 +75,10 @@ def test_a_question_that_costs_training_rounds_says_how_many(home, capsys):
         (["--task", "kpis", "--epsilon", "1"], "nothing is asked"),
         (["--task", "kpis", "--ask", "labels", "--unit", "device", "--epsilon", "1"], "protects each record"),
         (["--task", "kpis", "--ask", "labels", "--name", "No Name", "--epsilon", "1"], "is no name"),
+        (["--task", "kpis", "--ask", "words:shop", "--epsilon", "1"], "number of its bucket"),
+        (["--task", "kpis", "--ask", "words:shop:north,south", "--epsilon", "1"], "number of its bucket"),
+        (["--task", "kpis", "--ask", "words:plan:gold,lead", "--epsilon", "1"], "keep 'lead' as 'other'"),
+        (["--task", "kpis", "--ask", "words:age", "--epsilon", "1"], "'age' holds no words"),
         (["--task", "kpis", "--scales", "--range", "plan:0:1", "--epsilon", "1"], "is no number"),
         (["--task", "kpis", "--scales", "--range", "age", "--epsilon", "1"], "is no range"),
         (["show", "7"], "no question 7"),

@@ -13,7 +13,7 @@ from aggregator.home import Home
 from aggregator.releases.repository import Repository
 from aggregator.store.schema import open_database
 from aggregator.store.store import Store
-from edge_sdk.artifact.schema import Label, NumberField, Schema
+from edge_sdk.artifact.schema import Label, NumberField, Schema, SequenceField, SeriesField
 from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.config import Config
 
@@ -163,6 +163,44 @@ def test_a_task_that_devices_refuse_by_default_is_warned_of_before_and_when_it_i
         assert said in warning
         assert setting in warning
         assert shown.err == f"aggregator: warning: {warning}\n"
+
+
+WINDOW = Schema(
+    (SeriesField("recent", 28, key="site", time="day"),), Label("visitors", "number", relative_to="recent", log=True)
+)
+HISTORY = Schema(
+    (SequenceField("bought", ("tea", "jam"), last=9),), Label("next", "classes", ("tea", "jam"), unseen_of="bought")
+)
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize(("schema", "count"), [(WINDOW, 29), (HISTORY, 10)])
+def test_a_unit_of_records_whose_labels_fill_windows_is_warned_of(tmp_path: Path, capsys, schema, count) -> None:
+    model = str(model_file(tmp_path, schema))
+    for action in ("plan", "create"):
+        assert cli.main(["task", action, "demand", "--model", model, "--json", "--epsilon", "3"]) == 0
+        (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+        assert f"one {schema.label.name!r} may be in up to {count}," in warning
+        assert "--unit device" in warning
+    assert cli.main(["task", "plan", "other", "--model", model, "--epsilon", "3", "--unit", "device"]) == 0
+    assert "may be in up to" not in capsys.readouterr().err
+
+
+def test_a_series_of_what_is_no_label_is_not_warned_of() -> None:
+    assert Schema((SeriesField("minutes", 28),), BINARY.label).reach_of_label == 0
+
+
+@pytest.mark.usefixtures("home")
+def test_a_model_without_a_record_schema_is_refused_before_anything_is_signed(tmp_path: Path, capsys) -> None:
+    import onnx
+
+    made = onnx.load_from_string(model_file(tmp_path).read_bytes())
+    kept = [each for each in made.metadata_props if each.key != "fl.schema"]
+    del made.metadata_props[:]
+    made.metadata_props.extend(kept)
+    (tmp_path / "bare.onnx").write_bytes(made.SerializeToString())
+    error, _ = refusal(capsys, create("bare", "--model", tmp_path / "bare.onnx"))
+    assert "record schema" in error
 
 
 def test_the_warnings_know_the_defaults_of_a_device(tmp_path: Path) -> None:

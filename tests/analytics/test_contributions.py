@@ -163,3 +163,11 @@ def test_a_statistic_without_a_sound_vector_is_refused(statistic, said):
 def test_a_field_that_records_do_not_hold_is_refused(statistic, said):
     with pytest.raises(layout.QueryRefused, match=said):
         layout.check_fields(Query("q", (statistic,)), SCHEMA)
+
+
+@pytest.mark.parametrize("field", [CategoryField("shop", buckets=8), SequenceField("shop", buckets=8)])
+def test_the_words_of_a_hashed_field_are_refused_because_no_device_keeps_them(field):
+    with pytest.raises(layout.QueryRefused, match="number of its bucket"):
+        layout.check_fields(
+            Query("q", (Statistic("words", "shop", 0.0, 0.0, 0, ("a",)),)), Schema((field,), SCHEMA.label)
+        )

@@ -15,7 +15,8 @@ from edge_sdk.artifact.starter import linear_classifier
 from edge_sdk.artifact.weights import read_vector
 from edge_sdk.privacy import charges
 
-MODEL = linear_classifier(Schema((NumberField("x"),), Label("y", "binary", ("no", "yes"))))
+SCHEMA = Schema((NumberField("x"),), Label("y", "binary", ("no", "yes")))
+MODEL = linear_classifier(SCHEMA)
 
 
 def trial(devices=40, roaming=None, **given):
@@ -23,8 +24,8 @@ def trial(devices=40, roaming=None, **given):
     spec = build_spec(name="t", profile="P32", accept_little_signal=True, **(fields | given))
     terms = settle(spec, read_vector(MODEL).size)
     rows = np.ones(devices, np.int64)
-    return SimpleNamespace(spec=spec, terms=terms, model=MODEL, refused=None, train=rows, names=("d",) * devices,
-                           roaming=roaming)  # fmt: skip
+    return SimpleNamespace(spec=spec, terms=terms, model=MODEL, schema=SCHEMA, refused=None, train=rows,
+                           names=("d",) * devices, roaming=roaming)  # fmt: skip
 
 
 def test_a_round_of_a_part_of_the_fleet_is_named():
