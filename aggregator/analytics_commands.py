@@ -192,7 +192,7 @@ def _scales(home: Home, store: Store, row: QuestionRow, chosen: argparse.Namespa
         sys.stderr.write(f"aggregator: warning: {note}\n")
     if chosen.out:
         Path(chosen.out).write_text(made.to_json() + "\n", encoding="utf-8")
-        _say(f"wrote {chosen.out}: the schema for the task's model, see docs/analytics.md")
+        _say(f"wrote {chosen.out}: a new task's model is made with it", *scales.next_steps(made, chosen.out, row.task))
     else:
         _say(made.to_json())
     return 0

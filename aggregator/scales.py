@@ -5,6 +5,7 @@ Refuses, with TaskRefused, a schema without numbers. A number that the answer do
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -12,12 +13,14 @@ from msgspec.structs import replace
 
 from aggregator.asking import around
 from aggregator.errors import TaskRefused
+from edge_sdk.artifact.recipes import fitting
 from edge_sdk.artifact.schema import Field, NumberField, Schema
 from edge_sdk.protocol.messages import Query, Statistic
 
 BINS: Final = 32
 CROWDED: Final = 0.2  # a part at either end with so large a share hints at values beyond the bounds
 NAME: Final = "scales"
+LONGEST: Final = 41  # of a task's name, to which "-scaled" is added
 
 
 def question(schema: Schema, ranges: Mapping[str, tuple[float, float]]) -> Query:
@@ -80,6 +83,24 @@ def _edges(histogram: Mapping[str, Any], intervals: int) -> tuple[float, ...]:
         if below >= (len(found) + 1) / intervals and len(found) < intervals - 1 and edge < histogram["edges"][-1]:
             found.append(_short(edge))
     return tuple(sorted(set(found)))
+
+
+def next_steps(schema: Schema, file: str, task: str) -> list[str]:
+    """The commands that make a model of a schema in this file, and a task of the model beside this one."""
+    application, quoted, name = fitting(schema), shlex.quote(file), f"{task[:LONGEST]}-scaled"
+    if application is None:
+        made = "pathlib.Path('model.onnx').write_bytes(starter.linear_classifier("
+        made += "schema.Schema.from_json(pathlib.Path(sys.argv[1]).read_bytes())))"
+        imports = "import pathlib, sys; from edge_sdk.artifact import schema, starter"
+        return [
+            f'python -c "{imports}; {made}" {quoted}',
+            f"aggregator task create {name} --model model.onnx --epsilon 8",
+        ]
+    files = f"--model model/{application}.onnx --spec model/{application}.task.json"
+    return [
+        f"python -m edge_sdk.artifact.recipes {application} --out model --schema {quoted}",
+        f"aggregator task create {name} {files}",
+    ]
 
 
 def _short(value: float) -> float:

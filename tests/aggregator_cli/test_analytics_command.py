@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from aggregator import cli
+from aggregator import cli, scales
 from aggregator.analytics import Questions
+from aggregator.analytics_commands import schema_of
 from aggregator.config import load
+from aggregator.home import Home
 from aggregator.status import opened
+from edge_sdk.artifact.recipes.recommendation import rating_schema
 from edge_sdk.artifact.schema import CategoryField, Label, NumberField, Schema
 from edge_sdk.artifact.starter import tabular_classifier
 
@@ -117,6 +126,57 @@ def test_an_answer_is_shown_with_its_intervals_its_cost_and_a_picture(home, caps
     for words in ("words of plan", "share gold", "0.25", "0.2 to 0.3", "40.25 to 42.75", "9 devices", "epsilon 1 for"):
         assert words in text
     assert (tmp_path / "answer.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        (SCHEMA, "recipes churn"),
+        (Schema((NumberField("age"),), Label("plan", "classes", ("basic", "gold", "lead"))), "linear_classifier"),
+        (rating_schema(["tea", "jam"], {}, more=(NumberField("age"),)), "recipes recommendation"),
+    ],
+)
+def test_the_commands_that_follow_learned_scales_make_a_task_of_them(home, tmp_path, monkeypatch, schema, told):
+    monkeypatch.chdir(tmp_path)
+    Path("my schema.json").write_text(schema.to_json(), encoding="utf-8")
+    first, second = scales.next_steps(schema, "my schema.json", "t" * 48)
+    assert told in first
+    program, *words = shlex.split(first)
+    assert program == "python"
+    here = {**os.environ, "PYTHONPATH": str(Path(scales.__file__).parents[1])}
+    subprocess.run([sys.executable, *words], check=True, env=here)
+    program, *words = shlex.split(second)
+    assert program == "aggregator"
+    assert cli.main(words) == 0
+    with opened(home, load(home)) as (store, _):
+        assert schema_of(Home(home), store.task(words[2])) == schema
+
+
+def answer_scales(home: Path) -> None:
+    """What the service does with the first question."""
+    parts = {"edges": [0.0, 40.0, 80.0], "shares": [SHARE, SHARE]}
+    moments = {"mean": ESTIMATE, "deviation": {"value": 9.5, "low": 9.0, "high": 10.0}}
+    figures = [{"kind": "moments", "field": "age", **moments}, {"kind": "histogram", "field": "age", **parts}]
+    while True:
+        with opened(home, load(home)) as (store, _):
+            if (row := Questions(store).get(1)) is not None:
+                with store.transaction():
+                    Questions(store).asked(row, 1)
+                    Questions(store).answer("kpis", 1, {"figures": figures})
+                return
+        time.sleep(0.01)
+
+
+def test_learned_scales_are_written_and_the_commands_that_follow_are_told(home, tmp_path, capsys):
+    out = tmp_path / "schema.json"
+    service = threading.Thread(target=answer_scales, args=(home,), daemon=True)
+    service.start()
+    assert cli.main(["analytics", "--task", "kpis", "--scales", "--epsilon", "1", "--out", str(out)]) == 0
+    made = Schema.from_json(out.read_bytes())
+    assert (made.fields[0].mean, made.fields[0].scale) == (41.5, 9.5)
+    wrote, *commands = capsys.readouterr().out.splitlines()
+    assert str(out) in wrote
+    assert commands == scales.next_steps(made, str(out), "kpis")
 
 
 def test_a_question_that_failed_says_why(home, capsys):

@@ -190,8 +190,7 @@ def test_a_series_of_what_is_no_label_is_not_warned_of() -> None:
     assert Schema((SeriesField("minutes", 28),), BINARY.label).reach_of_label == 0
 
 
-@pytest.mark.usefixtures("home")
-def test_a_model_without_a_record_schema_is_refused_before_anything_is_signed(tmp_path: Path, capsys) -> None:
+def test_a_model_without_a_record_schema_is_refused_before_anything_is_signed(home, tmp_path: Path, capsys) -> None:
     import onnx
 
     made = onnx.load_from_string(model_file(tmp_path).read_bytes())
@@ -201,6 +200,7 @@ def test_a_model_without_a_record_schema_is_refused_before_anything_is_signed(tm
     (tmp_path / "bare.onnx").write_bytes(made.SerializeToString())
     error, _ = refusal(capsys, create("bare", "--model", tmp_path / "bare.onnx"))
     assert "record schema" in error
+    assert locked(home, "bare") is None
 
 
 def test_the_warnings_know_the_defaults_of_a_device(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from edge_sdk.artifact.errors import ArtifactError
-from edge_sdk.artifact.recipes import APPLICATIONS, recipe
+from edge_sdk.artifact.errors import ArtifactError, SchemaError
+from edge_sdk.artifact.recipes import APPLICATIONS, recipe, task
 from edge_sdk.artifact.schema import Schema
 
 
@@ -32,6 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
     except FileExistsError as error:
         sys.stderr.write(f"recipes: error: {error.filename} is there already\nrecipes: hint: choose another --out\n")
         return 1
+    except SchemaError as error:
+        said, _, remedy = str(error).partition("; ")
+        hint = remedy or f"make it with edge_sdk.artifact.recipes.{given.application}.schema(...).to_json()"
+        sys.stderr.write(f"recipes: error: {said}\nrecipes: hint: {hint}\n")
+        return 1
     except (ArtifactError, OSError) as error:
         sys.stderr.write(f"recipes: error: {error}\n")
         return 1
@@ -41,9 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
 def write(application: str, folder: Path, schema: Path | None, seed: int) -> list[Path]:
     """The files written. Raises ArtifactError for a schema that does not hold, OSError."""
     module = recipe(application)
-    contents = {f"{application}.task.json": msgspec.json.format(msgspec.json.encode(module.TASK)) + b"\n"}
-    if schema is not None:
-        contents[f"{application}.onnx"] = module.model(Schema.from_json(schema.read_bytes()), seed)
+    records = None if schema is None else Schema.from_json(schema.read_bytes())
+    settings = msgspec.json.encode(task(application, records))
+    contents = {f"{application}.task.json": msgspec.json.format(settings) + b"\n"}
+    if records is not None:
+        contents[f"{application}.onnx"] = module.model(records, seed)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / name for name in contents]
     for file, content in zip(files, contents.values(), strict=True):

@@ -15,6 +15,7 @@ import numpy as np
 
 from edge_sdk.artifact.errors import SchemaError
 from edge_sdk.artifact.fields import Calendar
+from edge_sdk.artifact.recipes.kinds import check_fits
 from edge_sdk.artifact.schema import CategoryField, Field, Label, Schema, SeriesField, check_schema, column_spans
 from edge_sdk.artifact.starter import OUTPUT, gemm, node, serialise
 
@@ -80,7 +81,10 @@ def model(schema: Schema, seed: int, *, season: int = WEEK, hidden: int = HIDDEN
     of the layer, 0 for none; its weights are uniform in +-0.3 sqrt(6 / F), all other trained weights zero. Raises
     SchemaError.
     """
-    check_schema(schema)
+    check_fits(schema, "demand")
+    if not schema.label.relative_to:
+        what = f"the recipe 'demand' needs the series that {schema.label.name!r} continues"
+        raise SchemaError("schema", f"{what}; name it in the label's relative_to")
     outputs, width = schema.label.outputs, schema.width
     weights: dict[str, Any] = {
         "reach.low": np.array(-REACH, np.float32),

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_sdk.artifact.errors import SchemaError
+from edge_sdk.artifact.recipes.kinds import check_fits
 from edge_sdk.artifact.schema import (
     CategoryField,
     Field,
@@ -137,7 +138,7 @@ def model(schema: Schema, seed: int, *, tastes: Floats | None = None, factors: i
     0 with. It has three weights an item for each factor, too many for private training of a few thousand visitors.
     A schema of grades gives `rating_model`. Raises SchemaError.
     """
-    check_schema(schema)
+    check_fits(schema, "recommendation")
     if schema.label.kind == "number":
         return rating_model(schema, seed)
     spans, count = column_spans(schema), len(schema.label.names)
@@ -223,8 +224,12 @@ def rating_model(schema: Schema, seed: int) -> bytes:  # noqa: ARG001 # recipes 
     w * s * (the visitor's own mean - middle) + v * s + item + words, with s = n / (n + 10) for n own grades. It
     starts at w = 1 and zeros: the visitor's own level, believed as far as there are grades. Raises SchemaError.
     """
-    check_schema(schema)
+    check_fits(schema, "recommendation")
     spans = column_spans(schema)
+    for name in ("own", "item"):
+        if name not in spans:
+            what = f"a grade needs the fields 'own' (a series) and 'item', and {name!r} is not there"
+            raise SchemaError("schema", f"{what}; make the schema with recommendation.rating_schema")
     own = schema.series("own")
     if schema.fields[0] is not own or own.log or own.calendar:
         raise SchemaError("schema", "'own' has to be the first field, a series without logarithm and calendar")

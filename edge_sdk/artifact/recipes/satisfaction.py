@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from edge_sdk.artifact.recipes.kinds import check_fits
 from edge_sdk.artifact.schema import CategoryField, Label, NumberField, Schema, check_schema
 from edge_sdk.artifact.starter import tabular_classifier
 
@@ -53,4 +54,5 @@ def schema(
 
 def model(schema: Schema, seed: int) -> bytes:
     """Logistic regression that starts at zero; the seed changes nothing. Raises SchemaError."""
+    check_fits(schema, "satisfaction")
     return tabular_classifier(schema, (), seed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from edge_sdk.artifact.recipes.kinds import check_fits
 from edge_sdk.artifact.recipes.texts import Language, text_classifier, text_field
 from edge_sdk.artifact.schema import Label, Schema, check_schema
 
@@ -51,4 +52,5 @@ def schema(
 
 def model(schema: Schema, seed: int) -> bytes:  # noqa: ARG001 - every recipe takes a seed
     """Logistic or softmax regression that starts at zero; the seed changes nothing. Raises SchemaError."""
+    check_fits(schema, "satisfaction_text")
     return text_classifier(schema)

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from edge_sdk.artifact.recipes.kinds import check_fits
 from edge_sdk.artifact.recipes.texts import Language, text_classifier, text_field
 from edge_sdk.artifact.schema import Label, Schema, check_schema
 
@@ -58,6 +59,7 @@ def schema(
 
 def model(schema: Schema, seed: int) -> bytes:  # noqa: ARG001 - every recipe takes a seed
     """Softmax regression that starts at zero; the seed changes nothing. Raises SchemaError."""
+    check_fits(schema, "service")
     return text_classifier(schema)
 
 

@@ -6,6 +6,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from edge_sdk.artifact.errors import SchemaError
 from edge_sdk.artifact.schema import Schema, TextField, check_schema
 from edge_sdk.artifact.starter import OUTPUT, gemm, node, serialise
 
@@ -29,6 +30,9 @@ def text_classifier(schema: Schema) -> bytes:
     intents are lost.
     """
     check_schema(schema)
+    if not all(isinstance(field, TextField) for field in schema.fields):
+        others = [field.name for field in schema.fields if not isinstance(field, TextField)]
+        raise SchemaError("schema", f"the recipe reads texts alone, and {others[0]!r} is none; leave it out")
     outputs = schema.label.outputs
     weights = {
         "text.scale": np.array(SCALE, np.float32),
