@@ -1,9 +1,12 @@
 """The runs of `benchmarks/applications.py` on rows made here, and its tabular sets where the data are there."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from aggregator.metrics import auc
+from benchmarks.applications import folded
 from benchmarks.applying.churn import SETS as CHURN
 from benchmarks.applying.dataset import Dataset, Rows, data_directory, every_fifth, subject_numbers
 from benchmarks.applying.running import RUNS, Bench
@@ -93,6 +96,18 @@ def test_validating_trains_without_the_validation_rows_and_does_not_look_at_the_
 def test_the_validation_part_is_a_fifth_that_never_changes():
     assert every_fifth(10).tolist() == [False, False, False, False, False, False, True, False, False, False]
     assert 0.17 < every_fifth(4000).mean() < 0.23
+
+
+def test_the_other_fifths_hold_the_other_rows_each_once():
+    assert np.sum([every_fifth(200, fold) for fold in range(5)], axis=0).tolist() == [1] * 200
+    other = folded(made_set(no_privacy=WITHOUT), 3)
+    assert other.validation.tolist() == every_fifth(120, 3).tolist()
+
+
+def test_validation_rows_that_have_their_place_cannot_be_folded():
+    ordered = replace(made_set(), validation=np.arange(120) > 100)
+    with pytest.raises(SystemExit, match="no other fold"):
+        folded(ordered, 1)
 
 
 def test_settings_that_nobody_reads_are_refused():

@@ -53,10 +53,11 @@ def churn_mlc(folder: Path) -> Dataset:
         settings=_settings(
             51, 3977,
             no_privacy={**bent, "max_grad_norm": 8.0, "learning_rate": 1.0},
-            private={**bent, "max_grad_norm": 2.0, "learning_rate": 0.5},
-            eps8_local={"learning_rate": 0.25},
+            private={**bent, "rounds": 300, "max_grad_norm": 2.0, "learning_rate": 0.5},
+            eps8_local={"rounds": 200, "learning_rate": 0.25},
             eps3_local={"rounds": 100},
         ),
+        seeds=10,
     )  # fmt: skip
 
 
@@ -171,6 +172,7 @@ def _dataset(
     baseline: float,
     baseline_words: str,
     settings: Mapping[str, Mapping[str, Any]],
+    seeds: int = 3,
 ) -> Dataset:
     train, test = rows
     return Dataset(
@@ -187,6 +189,7 @@ def _dataset(
         baseline_words=baseline_words,
         unit="record",
         settings=settings,
+        seeds=seeds,
     )
 
 

@@ -69,7 +69,8 @@ class Dataset:
     `model(seed)`: the first checkpoint. `private_model`: another for the settings with noise, where a smaller one
     does better under it. `validation`: bool over `train`, the rows by which choices were made. `settings`: see
     SETTINGS. `plan`: how the references without privacy are trained, central and alone. `score(logits, rows)`: the
-    metric, where `aggregator.evaluation` cannot give it from the schema alone; logits float64 [B, outputs].
+    metric, where `aggregator.evaluation` cannot give it from the schema alone; logits float64 [B, outputs]. `seeds`:
+    how many runs a figure is the mean of; more where three spread as widely as what they are compared for.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Dataset:
     private_model: Model | None = None
     score: Callable[[Array, Rows], float] | None = None
     plan: PlainPlan | None = None
+    seeds: int = 3
 
     def __post_init__(self) -> None:
         unknown = set(self.settings) - set(SETTINGS)
@@ -109,9 +111,12 @@ def data_directory() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def every_fifth(rows: int) -> npt.NDArray[np.bool_]:
-    """The fixed validation part of `rows` training rows: those whose number hashes (CRC-32) to 0 modulo 5. bool [B]."""
-    return np.array([zlib.crc32(str(row).encode()) % 5 == 0 for row in range(rows)], bool)
+def every_fifth(rows: int, fold: int = 0) -> npt.NDArray[np.bool_]:
+    """The fixed validation part of `rows` training rows: those whose number hashes (CRC-32) to 0 modulo 5. bool [B].
+
+    `fold`: 1 to 4 for one of the other fifths.
+    """
+    return np.array([zlib.crc32(str(row).encode()) % 5 == fold for row in range(rows)], bool)
 
 
 def subject_numbers(names: Sequence[str]) -> npt.NDArray[np.int64]:
