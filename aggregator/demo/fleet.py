@@ -22,6 +22,7 @@ from aggregator.status import Status
 
 PROGRAMS: Final = Path(__file__).resolve().parents[2] / "firmware_examples"
 PROGRAM_OF_KIND: Final = {"kiosk": "kiosk", "call-centre": "call_centre_terminal"}
+DESK: Final = "service_desk"
 COMMAND_S: Final = 60.0
 POLL_S: Final = 0.1
 # A device looks for a release at every hint and this often besides: the forged ones are announced by nobody.
@@ -81,9 +82,7 @@ class Fleet:
     def start_devices(self) -> None:
         """Each device's program, and wait until the aggregator has heard from all."""
         for device, part in self.devices.items():
-            program = PROGRAMS / PROGRAM_OF_KIND[part.kind] / "main.py"
-            if not program.exists():
-                raise DemoFailed(f"{program} is missing: run the demo from a clone of the repository")
+            program = _program(PROGRAM_OF_KIND[part.kind])
             options = ["--home", str(self.device_home(device)), "--task", self._play.name, "--json-lines"]
             options += ["--data", str(self._data_of(device)), "--every", str(ANSWER_EVERY_S[part.kind])]
             options += ["--subject", self._play.subject] if self._play.subject else []
@@ -99,6 +98,14 @@ class Fleet:
         """`aggregator task create`."""
         files = ["--spec", str(spec), "--model", str(model), "--held-out", str(held_out)]
         self._aggregator("task", "create", self._play.name, *files)
+
+    def publish_answers(self, file: Path) -> int:
+        """`aggregator answers publish`; the version that was signed."""
+        return int(
+            json.loads(self._aggregator("answers", "publish", str(file), "--task", self._play.name, "--json"))[
+                "version"
+            ]
+        )
 
     # -- asking
 
@@ -138,6 +145,18 @@ class Fleet:
 
         self.until(all_have, timeout_s, "one more answer from every device")
 
+    def holds_answers(self, device: str) -> bool:
+        """Has the device fetched a signed list? Asked by `edge-sdk answer`, beside its running program."""
+        words = ["answer", "?", "--task", self._play.name, "--home", str(self.device_home(device)), "--json"]
+        return bool(json.loads(_run([*_module("edge_sdk.cli"), *words], "edge-sdk answer"))["reason"] != "no-list")
+
+    def ask(self, device: str, questions: Sequence[str]) -> list[dict[str, Any]]:
+        """What the service desk says to each on this device, whose own program must have ended."""
+        options = ["--home", str(self.device_home(device)), "--task", self._play.name, "--json-lines"]
+        command = [sys.executable, str(_program(DESK)), *options]
+        said = _run(command, "the service desk", _device_environment(), "".join(f"{each}\n" for each in questions))
+        return [json.loads(line) for line in said.splitlines()]
+
     def last_event(self) -> int:
         """The id of the newest event."""
         return max((event[0] for event in self._events(0)), default=0)
@@ -168,10 +187,22 @@ class Fleet:
         """kill -9 to the device's process."""
         self._children.kill(device)
 
+    def switch_off(self) -> None:
+        """End every process: devices, aggregator, broker."""
+        self._children.stop_all()
+        stop_orphaned_broker(self.home)
+
     def _aggregator(self, *words: str) -> str:
         return _run(
             [*_module("aggregator.cli"), *words], f"aggregator {words[0]}", {settings.HOME_VARIABLE: str(self.home)}
         )
+
+
+def _program(name: str) -> Path:
+    program = PROGRAMS / name / "main.py"
+    if not program.exists():
+        raise DemoFailed(f"{program} is missing: run the demo from a clone of the repository")
+    return program
 
 
 def _device_environment() -> dict[str, str]:
@@ -189,10 +220,11 @@ def _module(name: str) -> list[str]:
     return [sys.executable, "-c", f"import sys; from {name} import main; sys.exit(main())"]
 
 
-def _run(command: Sequence[str], what: str, environment: dict[str, str] | None = None) -> str:
-    """One command to its end; its output. Raises DemoFailed with what it complained of."""
+def _run(command: Sequence[str], what: str, environment: dict[str, str] | None = None, typed: str = "") -> str:
+    """One command to its end, given what is typed; its output. Raises DemoFailed with what it complained of."""
     done = subprocess.run(
         command,
+        input=typed,
         capture_output=True,
         text=True,
         check=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from aggregator.demo.desk import Replied, promises
 from aggregator.demo.play import Picture, Play
 from aggregator.evaluation import LOWER_IS_BETTER
 from edge_sdk.protocol.chunks import CHUNK_BYTES
@@ -58,6 +59,8 @@ class Outcome:
     pictures: list[Picture] = field(default_factory=list)
     models: dict[str, str] = field(default_factory=dict)
     forgeries: list[Forgery] = field(default_factory=list)
+    desk_device: str = ""
+    replies: list[Replied] = field(default_factory=list)
     upload_ratio_100k: float = 0.0
     seconds: float = 0.0
 
@@ -145,6 +148,7 @@ class Outcome:
                 "both forged releases were refused, and no active model changed",
                 len(self.forgeries) == 2 and all(one.refused and one.model_unchanged for one in self.forgeries),
             ),
+            *(promises(self.replies) if self.play.desk else ()),
         ]
 
 
@@ -180,6 +184,8 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "killed_after_upload": outcome.killed_after_upload,
         "forged_model_refused": bool(outcome.forgeries) and all(one.refused for one in outcome.forgeries),
         "forged_reasons": [one.reason for one in outcome.forgeries],
+        "questions_asked": len(outcome.replies),
+        "questions_answered_by_device": sum(one.by_itself for one in outcome.replies),
         "seconds_per_round": round(outcome.seconds_per_round, 3),
         "seconds": round(outcome.seconds, 1),
         "broker": outcome.broker,

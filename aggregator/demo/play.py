@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from edge_sdk.artifact.schema import Schema
+
+if TYPE_CHECKING:
+    from aggregator.demo.desk import Desk
 
 KINDS: Final = ("kiosk", "call-centre")
 
@@ -51,14 +54,17 @@ class Picture:
 class Play:
     """One application on the stage.
 
-    `source`: the data's origin, for the report. `records`, `shares`: what the rows and their natural groups are called
-    ("customers", "states"). `subject`: the field that says whose a record is; no feature. `rounds`: how many it plays
-    where none are asked for. `task(devices, rounds)`: fields of a TaskSpec. `words`: what the metric means.
+    `question`: what the model answers, as a title. `source`: the data's origin, for the report. `records`, `shares`:
+    what the rows and their groups are called ("customers", "states"). `subject`: the field that says whose a record is;
+    no feature. `rounds`: how many it plays where none are asked for. `task(devices, rounds)`: fields of a TaskSpec.
+    `words`: what the metric means.
     `reaches_alone`: the demo promises to beat a device alone even where that one pays nothing for privacy.
-    `pictures(model, rows)`: what the released model does with held-out records.
+    `pictures(model, rows)`: what the released model does with held-out records. `desk`: set where the play ends with a
+    device that answers customers.
     """
 
     name: str
+    question: str
     source: str
     records: str
     shares: str
@@ -71,6 +77,7 @@ class Play:
     subject: str = ""
     reaches_alone: bool = True
     pictures: Callable[[bytes, Rows], Sequence[Picture]] = lambda _model, _rows: ()
+    desk: Desk | None = None
 
     def fields(self, record: Record) -> Record:
         """The record as an app would give it to `predict`: without its label and its subject."""

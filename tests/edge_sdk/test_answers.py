@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nobodys_broker import enrol
 
 from edge_sdk.answer_list import MAX_BYTES, AnswersRefused, check_intents, read_signed, read_written, sealed, unanswered
 from edge_sdk.answering import HANDOVER
@@ -21,6 +24,8 @@ from edge_sdk.cli import main
 from edge_sdk.stored_answers import BEFORE, NEWEST, load, store
 from edge_sdk.testing import FakeAggregator
 
+ROOT = Path(__file__).parents[2]
+DESK = ROOT / "firmware_examples" / "service_desk" / "main.py"
 SAID = {
     "hours": ["when do you open", "opening hours on sunday", "你们几点开门", "营业时间"],
     "return": ["return a parcel", "I want to send it back", "我要退货", "退回包裹"],
@@ -109,6 +114,20 @@ def test_the_command_answers_by_the_same_list(fake, capsys):
 
 
 # -- which lists are refused -------------------------------------------------------------------------------------------
+
+
+def test_the_service_desk_answers_hands_over_and_learns_from_a_colleague(fake, tmp_path):
+    home = ["--home", str(enrol(tmp_path)), "--task", "service", "--field", "asked", "--json-lines"]
+    done = subprocess.run(
+        [sys.executable, str(DESK), *home], input="opening hours on sunday\n周日营业吗\nhello\n= return\n",
+        capture_output=True, text=True, timeout=60, check=True, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"},
+    )  # fmt: skip
+    sunday, chinese, unsure = map(json.loads, done.stdout.splitlines())
+    assert (sunday["question"], sunday["text"]) == ("opening hours on sunday", "On sunday we are closed.")
+    assert (chinese["text"], chinese["reason"]) in {("周日休息。", ""), ("同事会帮助您。", "below-threshold")}
+    assert (unsure["text"], unsure["handed_over"]) == ("A colleague will help you.", True)
+    with fake.client() as fl:
+        assert fl.status()["examples"] == {"service": 1}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fleet_of_eight import MODEL
+from nobodys_broker import enrol
 
 import edge_sdk
 from edge_sdk.cli import main
@@ -81,7 +82,7 @@ def test_a_home_that_is_not_there_is_named(tmp_path, capsys):
     assert "nowhere" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("program", ["kiosk", "call_centre_terminal"])
+@pytest.mark.parametrize("program", ["kiosk", "call_centre_terminal", "service_desk"])
 def test_an_example_is_short_and_uses_public_names_only(program):
     source = (EXAMPLES / program / "main.py").read_text(encoding="utf-8")
     assert len(source.splitlines()) <= 100
@@ -118,16 +119,4 @@ def test_an_example_answers_offline_and_ends_in_order(program, enrolled, tmp_pat
 
 @pytest.fixture
 def enrolled(home: Path) -> Path:
-    """An identity whose broker nobody runs."""
-    from aggregator.fleet.authority import create_authority
-    from edge_sdk.identity.keys import DeviceKeys, private_directory, write_private
-    from edge_sdk.identity.trust import save_bundle
-
-    authority = create_authority(home / "authority", b"a long passphrase", fleet="f0", now=1_800_000_000.0)
-    folder = private_directory(home / "identity")
-    keys = DeviceKeys.generate()
-    keys.save(folder)
-    save_bundle(folder, authority.bundle(broker_host="localhost", broker_port=9, tuf_root=""))
-    issued = authority.issue(keys.request("f0", "kiosk-1"), now=1_800_000_000.0)
-    write_private(folder / "device.crt", issued.chain_pem.encode())
-    return home
+    return enrol(home)

@@ -95,6 +95,7 @@ def task(devices: int, rounds: int) -> dict[str, Any]:
 
 PLAY: Final = Play(
     name="churn",
+    question="Which telephone customer leaves?",
     source=SOURCE,
     records="customers",
     shares="states",

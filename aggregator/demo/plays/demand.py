@@ -155,6 +155,7 @@ def _by_station(known: Heldout, truth: Any, middle: Any, sites: Any) -> Picture:
 
 PLAY: Final = Play(
     name="demand",
+    question="How many passengers will this station have tomorrow?",
     source=SOURCE,
     records="days",
     shares="stations",

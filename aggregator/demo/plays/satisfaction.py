@@ -161,6 +161,7 @@ def is_chinese(text: str) -> bool:
 
 PLAY: Final = Play(
     name="satisfaction",
+    question="Is the customer who wrote this content?",
     source=SOURCE,
     records="reviews",
     shares="shops",
