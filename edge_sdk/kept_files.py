@@ -6,6 +6,7 @@ takes with it what a process left that died while it wrote.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from edge_sdk.identity.keys import sync_directory, write_private
@@ -39,6 +40,13 @@ class KeptFiles:
             if found.exists():
                 found.unlink(missing_ok=True)
                 sync_directory(self._folder)
+
+    def forget_half_written(self) -> None:
+        """Delete what processes left that died while they wrote; this process may be writing just now."""
+        ours = f".{os.getpid()}.part"
+        for half in [path for path in self._folder.glob(".*.part") if not path.name.endswith(ours)]:
+            half.unlink(missing_ok=True)
+            sync_directory(self._folder)
 
     def forget_all(self) -> None:
         """Delete what is kept for any task."""

@@ -79,11 +79,12 @@ class KeptUpdates:
         self._files.forget_all()
 
     def sweep(self, now: int) -> None:
-        """Delete what is too old to leave, seconds since 1970: no offer may ever come and ask."""
+        """Delete what is too old to leave at `now`, seconds since 1970: its task may have ended, and nobody ask."""
         for task in self._files.tasks():
             kept = self._read(task)
             if kept is not None and _is_old(kept, now):
                 self.forget(task)
+        self._files.forget_half_written()
 
     def _read(self, task: str) -> _Kept | None:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,6 +53,10 @@ class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __repr__(self) -> str:
         return f"Kept(kind={self.kind!r}, rows={self.rows}, ...)"
 
+    def fresh(self, now: float) -> bool:
+        """Was it trained in the last `RENEW_S`?"""
+        return 0 <= now - self.trained_at < RENEW_S
+
     def stated(self) -> dict[str, Any]:
         """What `status` shows."""
         names = ("kind", "alpha", "rows", "trained_at", "loss_fleet", "loss_personal")
@@ -87,6 +91,13 @@ class PersonalWeights:
         """Delete what is kept for every task."""
         self._files.forget_all()
 
+    def forget_old(self, served: Collection[str], now: int) -> None:
+        """Delete what is kept of tasks that are not served any more, and is void by its age or cannot be read."""
+        for task in set(self._files.tasks()).difference(served):
+            kept = self.find(task)
+            if kept is None or not kept.fresh(now):
+                self.forget(task)
+
     def stated(self) -> dict[str, dict[str, Any]]:
         """What is kept, by task, without the weights."""
         return {task: kept.stated() for task in self._files.tasks() if (kept := self.find(task)) is not None}
@@ -112,7 +123,9 @@ class Personalisation:
 
     def look(self, now: int, may_train: Callable[[], bool], cancelled: Callable[[], bool]) -> None:
         """Serve what holds, void what does not, train what is due. Raises TrainingFailed, OSError."""
-        for task, served in self._models.serving().items():
+        serving = self._models.serving()
+        self._weights.forget_old(serving, now)
+        for task, served in serving.items():
             kept = self._valid(task, served.sha256, now)
             if kept is not None and kept.vector and not served.personal:
                 self._serve(task, kept)
@@ -195,4 +208,4 @@ def version(release: bytes, kept: Kept) -> bytes | None:
 
 def holds(kept: Kept, release: str, erasures: int, now: float) -> bool:
     """Does what is kept belong to this release (hex), these examples and this week?"""
-    return (kept.release, kept.erasures) == (release, erasures) and 0 <= now - kept.trained_at < RENEW_S
+    return (kept.release, kept.erasures) == (release, erasures) and kept.fresh(now)

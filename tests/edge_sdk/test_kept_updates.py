@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -165,6 +166,18 @@ def test_what_was_trained_more_than_a_week_ago_does_not_leave_and_is_deleted_wit
     kept.keep(offer, bench.update, ERASED)
     kept.sweep(offer.issued_at + KEPT_S + 1)
     assert not list((tmp_path / "kept").iterdir())
+
+
+def test_what_a_dead_process_half_wrote_for_a_task_that_ended_goes_and_what_is_being_written_stays(tmp_path, bench):
+    kept = KeptUpdates(tmp_path)
+    kept.keep(bench.fleet.offer(1), bench.update, ERASED)
+    dead, ours = (tmp_path / "kept" / f".retired.update.{pid}.part" for pid in (77, os.getpid()))
+    for half in (dead, ours):
+        half.write_bytes(b"half")
+    kept.sweep(bench.fleet.offer(1).issued_at)
+    assert not dead.exists()
+    assert ours.exists()
+    assert (tmp_path / "kept" / f"{TASK}.update").exists()
 
 
 @pytest.mark.parametrize("how", ["forget", "training off", "a week"])

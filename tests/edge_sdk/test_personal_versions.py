@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,11 @@ from edge_sdk.artifact.schema import Label, NumberField, Schema
 from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.cli import main
 from edge_sdk.client import EdgeClient
-from edge_sdk.personal import Kept, PersonalWeights, holds, version
+from edge_sdk.examples_store import ExamplesStore
+from edge_sdk.inference import Models
+from edge_sdk.personal import Kept, Personalisation, PersonalWeights, Train, holds, version
 from edge_sdk.testing import FakeAggregator
+from edge_sdk.training.jobs import PersonalDone, PersonalJob
 
 SCHEMA = Schema((NumberField("minutes"), NumberField("calls")), Label("churn", "binary", ("no", "yes")))
 MODEL = tabular_classifier(SCHEMA, [], seed=1)
@@ -118,6 +123,67 @@ def test_a_half_written_version_goes_with_a_no_of_the_owner(tmp_path: Path):
     half.write_bytes(b"half")
     PersonalWeights(tmp_path).forget_all()
     assert not half.exists()
+
+
+def test_what_is_kept_of_a_task_that_has_no_model_any_more_goes_with_its_week(tmp_path: Path):
+    weights, now = PersonalWeights(tmp_path), NOW + 8 * 86_400
+    weights.keep("retired", kept())
+    weights.keep("lately", kept(trained_at=now - 60))
+    weights.keep("ahead", kept(trained_at=now + 60))
+    (tmp_path / "personal" / "damaged.weights").write_bytes(b"\x00not this")
+    (tmp_path / "personal" / ".dead.weights.77.part").write_bytes(b"half")
+    looked_after(tmp_path, lambda *_: pytest.fail("nothing is due")).look(now, lambda: True, lambda: False)
+    assert [file.name for file in (tmp_path / "personal").iterdir()] == ["lately.weights"]
+
+
+def test_a_running_device_deletes_what_it_learned_for_a_task_that_ended(tmp_path: Path):
+    with FakeAggregator(tmp_path) as fake:
+        fake.install("churn", MODEL)
+        PersonalWeights(tmp_path).keep("retired", kept(trained_at=int(fake.clock()) - 8 * 86_400))
+        with fake.client(personalise=True):
+            assert fake.wait_for(lambda: not (tmp_path / "personal" / "retired.weights").exists())
+
+
+def looked_after(home: Path, train: Train, examples: ExamplesStore | None = None) -> Personalisation:
+    """A device's own versions, trained by `train`; served with the release where there are examples."""
+    models = Models()
+    if examples is not None:
+        models.load("churn", MODEL, 1)
+    store = examples or stored(home)
+    return Personalisation(home, models, store, release=lambda _: MODEL, train=train, least=20, entropy=os.urandom)
+
+
+def stored(home: Path, count: int = 0) -> ExamplesStore:
+    store = ExamplesStore(home / "examples.db", home / "examples.key", 100, os.urandom)
+    for i in range(count):
+        store.add("churn", ASKED, "yes" if i % 2 else "no", f"customer-{i % 5}", now=NOW)
+    return store
+
+
+ERASURES = {
+    "nobody leaves": lambda store: None,
+    "forget": lambda store: store.forget("customer-1"),
+    "withdrawal": lambda store: store.consent_withdrawn("customer-1", ("churn",), NOW),
+}
+
+
+@pytest.mark.parametrize("how", ERASURES)
+def test_a_version_is_void_where_a_customer_left_while_it_was_trained_or_put_into_service(tmp_path: Path, how: str):
+    store = stored(tmp_path, 40)
+    asked: list[bool] = []
+
+    def train(_: PersonalJob, cancelled: Callable[[], bool]) -> PersonalDone:
+        before = cancelled()
+        ERASURES[how](store)
+        asked.extend((before, cancelled()))
+        return PersonalDone(bytes(4 * 3), "tuned", 1.0, 40, 0.7, 0.2)  # the last step was over already
+
+    own = looked_after(tmp_path, train, store)
+    own.look(NOW, lambda: True, lambda: False)
+    void = how != "nobody leaves"
+    assert asked == [False, void]
+    assert own._models.current("churn").personal is not void
+    assert (tmp_path / "personal" / "churn.weights").exists() is not void
 
 
 def test_forgetting_from_the_command_line_takes_the_version_with_it(tmp_path: Path):
