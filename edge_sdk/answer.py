@@ -9,7 +9,9 @@ from typing import Any
 class Answer:
     """One prediction, best label first. `available` is False where there is none, and `error` says why."""
 
-    __slots__ = ("_feedback", "_pushes", "error", "interval", "model_sha256", "model_version", "personal", "ranked")
+    __slots__ = (
+        "_feedback", "_pushes", "calibrated", "error", "interval", "model_sha256", "model_version", "personal", "ranked"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -22,14 +24,16 @@ class Answer:
         interval: tuple[float, float] | None = None,
         pushes: Callable[[], list[tuple[str, float]]] | None = None,
         personal: bool = False,
+        calibrated: bool = False,
     ) -> None:
         """`ranked`: (label, score) pairs, best first; `model_sha256` is hex.
 
         `interval`: (low, high) in the label's units where the model tells one, such as the bounds that eight of ten
-        demands lie between; else None. `pushes()` gives what `why` shows. `personal`:
-        this device's own version of that release answered (`model_sha256` stays the release's).
+        demands lie between; else None. `calibrated`: it is fitted to what was recorded on this device before; False
+        while too little was, and it is the model's own. `pushes()` gives what `why` shows. `personal`: this device's
+        own version of that release answered (`model_sha256` stays the release's).
         """
-        self.personal = personal
+        self.personal, self.calibrated = personal, calibrated
         self.interval, self._pushes = interval, pushes
         self.ranked, self.model_version, self.model_sha256, self.error = ranked, model_version, model_sha256, error
         self._feedback = feedback

@@ -331,19 +331,22 @@ def _examples(config: Config) -> Iterator[ExamplesStore]:
 def _predict(chosen: argparse.Namespace) -> int:
     config = _enrolled(chosen.home)
     model, again = _installed(config, chosen.task)
-    record = _with_windows(config, chosen.task, model.schema, _record(chosen.json_record))
-    answer = _answered(model, again, record)
+    record, widened = _with_windows(config, chosen.task, model.schema, _record(chosen.json_record))
+    answer = _answered(model, again, record, widened)
     if chosen.json:
         ranked = [{"label": label, "score": score} for label, score in answer.ranked]
         version = {"model_version": answer.model_version, "model_sha256": answer.model_sha256}
         version["personal"] = answer.personal
-        more = {"interval": answer.interval, "why": answer.pushes()} if chosen.why else {"interval": answer.interval}
+        more: dict[str, Any] = {"interval": answer.interval, "calibrated": answer.calibrated}
+        more |= {"why": answer.pushes()} if chosen.why else {}
         print(json.dumps({"label": answer.label, "score": answer.score, "ranked": ranked, **more, **version}))
         return 0
     for label, score in answer.top(3):
         print(f"{label}  {score:.3f}")
     if answer.interval is not None:
-        print("between  {:.3f} and {:.3f}".format(*answer.interval))
+        low, high = answer.interval
+        known = "" if answer.calibrated else " (not calibrated: too little was recorded here)"
+        print(f"between  {low:.3f} and {high:.3f}{known}")
     if chosen.why:
         print(*(f"pushed by {name}  {push:+.3f}" for name, push in answer.pushes()[:WHY]), sep="\n")
     return 0
@@ -403,24 +406,29 @@ def _personal(config: Config, task: str, served: ServedModel, path: Path) -> Ser
     return served if data is None else personal_of(served, data)
 
 
-def _with_windows(config: Config, task: str, schema: Schema, record: dict[str, Any]) -> Mapping[str, Any]:
-    """The record with the windows that it leaves out, from the device's own store."""
+def _with_windows(
+    config: Config, task: str, schema: Schema, record: dict[str, Any]
+) -> tuple[Mapping[str, Any], float | None]:
+    """The record with the windows that it leaves out, and how far its interval is moved, by the device's store."""
+    from edge_sdk.interval_scores import IntervalScores
     from edge_sdk.windows import Windows, own_fields
 
-    if all(own.name in record for own in own_fields(schema)) or not (config.home / "examples.db").exists():
-        return record
+    whole = all(own.name in record for own in own_fields(schema)) and len(schema.label.quantiles) < 2
+    if whole or not (config.home / "examples.db").exists():
+        return record, None
     windows = Windows()
     with _examples(config) as examples:
         windows.load(examples.windows.read(), examples.name)
     try:
-        return windows.for_prediction(task, schema, record, None)
+        filled = windows.for_prediction(task, schema, record, None)
+        return filled, IntervalScores(windows).widening(task, schema, record)
     except ValueError as error:
         raise CommandError(str(error), "record more, or give the window in the record") from error
 
 
-def _answered(model: ServedModel, again: str, record: Mapping[str, Any]) -> Answer:
+def _answered(model: ServedModel, again: str, record: Mapping[str, Any], widened: float | None = None) -> Answer:
     try:
-        return model.predict([record])[0]
+        return model.predict([record], [widened])[0]
     except ValueError:
         raise
     except Exception as error:  # whatever the runtime raises

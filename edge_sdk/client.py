@@ -156,6 +156,7 @@ class EdgeClient:
             interval=result.interval,
             pushes=result.pushes,
             personal=result.personal,
+            calibrated=result.calibrated,
         )
 
     def answer(
@@ -189,8 +190,16 @@ class EdgeClient:
         self._wait_for(task)
         model = self._served().current(task)
         record = record_of(model.schema, fields)
-        (result,) = model.predict([self._filled(task, model.schema, record, subject)])
+        filled = self._filled(task, model.schema, record, subject)
+        (result,) = model.predict([filled], [self._widening(task, model.schema, record)])
         return model, record, result
+
+    def _widening(self, task: str, schema: Schema, fields: Mapping[str, Any]) -> float | None:
+        """How far the interval is moved; None where the model's own stays."""
+        if self._engine is not None:
+            with contextlib.suppress(Exception):  # an answer without it is better than none
+                return self._engine.intervals.widening(task, schema, fields)
+        return None
 
     def _filled(self, task: str, schema: Schema, fields: Mapping[str, Any], subject: str | None) -> Mapping[str, Any]:
         """The record with the windows that the app left out. Raises UnfitValue."""

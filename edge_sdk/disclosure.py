@@ -46,6 +46,8 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "text_kept": "{name} (the text itself)",
         "windows": "To compare with what was before, the last results of each series are kept too, with their times;"
         " each is erased {days} days after it was recorded.",
+        "intervals": "To say between which bounds {label} will lie, how far the last results lay from earlier bounds is"
+        " kept too; each is erased {days} days after it was recorded.",
         "how": "It is encrypted, each customer's part under a key of its own, and never leaves this device. It is"
         " erased after {days} days, or sooner where more than {most} examples or {mib} MiB are held.",
         "leaves": "What leaves: the change that training makes to the model, as numbers, under a mask. Nobody, the"
@@ -87,6 +89,8 @@ _WORDS: Final[dict[str, dict[str, str]]] = {
         "text": "{name}（由文字计算出的数值；文字本身不保存）",
         "text_kept": "{name}（文字本身）",
         "windows": "为了与以往相比较，每个序列最近的结果及其时间也一并保存；每个结果记录满 {days} 天后删除。",
+        "intervals": "为了给出 {label} 的预测区间，最近的结果与以往区间相差多少也一并保存；"
+        "每项记录满 {days} 天后删除。",
         "how": "内容经过加密，每位客户使用各自的密钥，绝不离开本设备。"
         "保存 {days} 天后删除；超过 {most} 条或 {mib} MiB 时更早删除。",
         "leaves": "离开本设备的内容：训练对模型造成的改变，以数值形式并加上掩码。"
@@ -154,13 +158,15 @@ def _kept(config: Config, task: str, words: Mapping[str, str]) -> str:
 
 
 def _windows(config: Config, task: str, words: Mapping[str, str]) -> list[str]:
-    """Said where the SDK may fill a series from the labels that it sees."""
+    """Said where the SDK may fill a series from the labels that it sees, or fits an interval to them."""
     from edge_sdk.windows import own_fields
 
     schema = _schema(config.home, task)
-    if schema is None or not own_fields(schema):
+    if schema is None:
         return []
-    return [words["windows"].format(days=f"{config.retention_days:g}")]
+    names = ["windows"] if own_fields(schema) else []
+    names += ["intervals"] if len(schema.label.quantiles) >= 2 else []
+    return [words[name].format(days=f"{config.retention_days:g}", label=schema.label.name) for name in names]
 
 
 def _field(field: Field, words: Mapping[str, str]) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from edge_sdk.config import IDENTITY, Config
 from edge_sdk.governor import Governor
+from edge_sdk.interval_scores import IntervalScores
 from edge_sdk.surroundings import Live, OpenOffer, Record, Surroundings
 from edge_sdk.windows import Windows
 from edge_sdk.worker import Worker
@@ -62,6 +63,7 @@ class Engine:
         self.config, self.around, self.governor, self.models = config, surroundings, governor, models
         self.live = Live()
         self.windows = Windows()  # filled by the loop thread, read by the app's
+        self.intervals = IntervalScores(self.windows)
         self.opened = threading.Event()  # every model on the disk is in service, or it failed
         self._on_error = on_error
         self._inbox: queue.Queue[tuple[str, bytes]] = queue.Queue(INBOX)
@@ -172,7 +174,10 @@ class Engine:
         examples = open_examples(self.config, self.around.entropy)
         schemas = lambda: {task: model.schema for task, model in self.models().serving().items()}  # noqa: E731 - one line
         self._journal = Journal(self._db, self.time)
-        self._recorder = Recorder(self.config, examples, schemas, self.live, self._journal, windows=self.windows)
+        self._recorder = Recorder(
+            self.config, examples, schemas, self.live, self._journal, windows=self.windows,
+            score=lambda *judged: self.models().score(*judged),
+        )  # fmt: skip
         if examples.damage is not None:
             self.failed(examples.damage)
 

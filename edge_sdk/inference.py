@@ -47,6 +47,7 @@ class Answer:
     interval: tuple[float, float] | None = None
     pushes: Callable[[], list[tuple[str, float]]] = field(default=no_pushes, repr=False, compare=False)
     personal: bool = False  # by this device's own version of that model
+    calibrated: bool = False  # the interval is fitted to what was recorded on this device
 
     @property
     def label(self) -> str:
@@ -81,19 +82,41 @@ class ServedModel:
     def __repr__(self) -> str:
         return f"ServedModel(version={self.version}, sha256={self.sha256[:12]}...)"
 
-    def predict(self, records: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        """One answer a record, in order. Raises RecordError naming the field that does not fit."""
+    def predict(
+        self, records: Sequence[Mapping[str, Any]], widened: Sequence[float | None] | None = None
+    ) -> list[Answer]:
+        """One answer a record, in order. Raises RecordError naming the field that does not fit.
+
+        `widened`: how far the device moves each interval (`IntervalScores.widening`); None leaves the model's own.
+        """
         from edge_sdk.artifact.features import decide, features, intervals
 
         if not records:
             return []
         (logits,) = self.session.run([OUTPUT], features(self.schema, records))
-        between: Sequence[tuple[float, float] | None] | None = intervals(self.schema, logits, records)
-        found = zip(decide(self.schema, logits, records), between or [None] * len(records), records, strict=True)
+        moved = [None] * len(records) if widened is None else widened
+        between = intervals(self.schema, logits, records, [by or 0.0 for by in moved])
+        bounds: Sequence[tuple[float, float] | None] = [None] * len(records) if between is None else between
+        ranks = decide(self.schema, logits, records)
         return [
-            Answer(tuple(ranked), self.version, self.sha256, interval, partial(self.pushes, record), self.personal)
-            for ranked, interval, record in found
-        ]
+            Answer(
+                tuple(ranked), self.version, self.sha256, interval, partial(self.pushes, record), self.personal,
+                calibrated=interval is not None and by is not None,
+            )
+            for ranked, interval, by, record in zip(ranks, bounds, moved, records, strict=True)
+        ]  # fmt: skip
+
+    def score(self, record: Mapping[str, Any], label: Any) -> float | None:
+        """How far a label lay outside this model's interval (`features.scores`); None without one.
+
+        Raises RecordError.
+        """
+        from edge_sdk.artifact.features import features, scores
+
+        if len(self.schema.label.quantiles) < 2:
+            return None
+        (logits,) = self.session.run([OUTPUT], features(self.schema, [record]))
+        return float(scores(self.schema, logits, [label], [record])[0])
 
     def pushes(self, record: Mapping[str, Any]) -> list[tuple[str, float]]:
         """(field, how far it moved the prediction), the strongest first. Raises RecordError."""
@@ -150,6 +173,10 @@ class Models:
     def predict(self, task: str, records: Sequence[Mapping[str, Any]]) -> list[Answer]:
         """Predict on the model in service when the call began. Raises NoModel, RecordError."""
         return self.current(task).predict(records)
+
+    def score(self, task: str, record: Mapping[str, Any], label: Any) -> float | None:
+        """`ServedModel.score` by the model in service. Raises NoModel, RecordError."""
+        return self.current(task).score(record, label)
 
 
 def open_model(data: bytes, version: int) -> ServedModel:

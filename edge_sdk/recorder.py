@@ -16,6 +16,7 @@ from edge_sdk.config import Config
 from edge_sdk.consent import EVERY_TASK
 from edge_sdk.examples_store import ExamplesStore, NewExample
 from edge_sdk.field_rules import FieldRules, UnfitValue
+from edge_sdk.interval_scores import IntervalScores
 from edge_sdk.retention import DAY_S, FIRST_SWEEP_S
 from edge_sdk.surroundings import Live, Record
 from edge_sdk.window_rows import WindowsErased
@@ -32,6 +33,7 @@ NOTED_CHARACTERS: Final = 64  # of each: 4 bytes a character at most, and an ent
 SWEEP_S: Final = 3600.0
 
 log = logging.getLogger("edge_sdk")
+Score = Callable[[str, Mapping[str, Any], Any], float | None]
 
 
 def open_examples(config: Config, entropy: Callable[[int], bytes]) -> ExamplesStore:
@@ -48,9 +50,12 @@ class Recorder:
 
     def __init__(
         self, config: Config, examples: ExamplesStore, schemas: Callable[[], Mapping[str, Schema]], live: Live,
-        journal: Journal | None = None, *, windows: Windows | None = None,
+        journal: Journal | None = None, *, windows: Windows | None = None, score: Score = lambda *_: None,
     ) -> None:  # fmt: skip
-        """`schemas()`: the signed schema of every task whose model is in service. `windows` is loaded here."""
+        """`schemas()`: the signed schema of every task whose model is in service. `windows` is loaded here.
+
+        `score(task, fields, label)`: how far the label lay outside the interval of that model; None without one.
+        """
         self._journal = journal
         self.examples, self._schemas, self._live, self._listed = examples, schemas, live, config.fields
         self._waiting: list[NewExample] = []
@@ -58,6 +63,7 @@ class Recorder:
         self._warned: set[tuple[str, str]] = set()
         self._swept_at: float | None = None
         self._windows = Windows() if windows is None else windows
+        self._score, self._intervals = score, IntervalScores(self._windows)
         self._windows_erased = -1
         self._now = self._at = 0  # of the records in hand: the device's time, and when they count as recorded
         self._read_windows()
@@ -130,7 +136,10 @@ class Recorder:
         if refused and not fields:
             self._live.drop("example")
             return []
-        return [new._replace(fields=fields, label=label)] if self._extended(new, filled, label) else []
+        if not self._extended(new, filled, label):
+            return []
+        self._judge(new, fields, label)
+        return [new._replace(fields=fields, label=label)]
 
     # -- windows -------------------------------------------------------------------------------------------------------
 
@@ -151,13 +160,29 @@ class Recorder:
 
     def _extended(self, new: NewExample, filled: Filled, label: Any) -> bool:
         """The label enters its windows; False where they were too short to learn from."""
-        if gone := self._windows.extend(filled, label, self._at):
-            self._live.drop("window", gone)
-            log.warning("%d windows made room for newer ones: at most %d are kept", gone, MOST_WINDOWS)
+        self._made_room(self._windows.extend(filled, label, self._at))
         if filled.short:
             self._live.drop("example-window-short")
             log.info("an example of %s was not kept: %s", new.task, filled.short)
         return not filled.short
+
+    def _judge(self, new: NewExample, fields: Mapping[str, Any], label: Any) -> None:
+        """Remember whether the label lay in the interval of the model in service: the next intervals follow."""
+        schema, subject = self._schemas().get(new.task), None if new.subject is None else str(new.subject)
+        if schema is None or self.examples.withdrawn(new.task, subject):
+            return
+        try:
+            score = self._score(new.task, fields, label)
+            if score is not None:
+                gone = self._intervals.add(new.task, schema, new.fields, subject, score, now=self._now, at=self._at)
+                self._made_room(gone)
+        except Exception as error:  # the example itself is good
+            log.info("an interval of %s was not judged: %s", new.task, type(error).__name__)
+
+    def _made_room(self, gone: int) -> None:
+        if gone:
+            self._live.drop("window", gone)
+            log.warning("%d windows made room for newer ones: at most %d are kept", gone, MOST_WINDOWS)
 
     def _write_windows(self) -> bool:
         """Store what changed; False where nothing did. What the disk does not take is tried again with the next.

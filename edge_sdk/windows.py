@@ -9,6 +9,7 @@ more than `cap` windows or `most` labels: the window that was longest without a 
 
 from __future__ import annotations
 
+import heapq
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
@@ -190,7 +191,7 @@ class Windows:
     ) -> Filled:
         whole, ends, short = fields, [], ""
         for own in _left_out(schema, fields):
-            key, when = self._key(own, fields), _when(own, fields)
+            key, when = self._key(own, fields), time_of(own, fields)
             whose = subject or b"" if own.personal else subject
             found = self._before((task, own.name, key), whose, when)[-own.last :]
             if len(found) < own.fewest:
@@ -206,7 +207,23 @@ class Windows:
         if not isinstance(value, str) or not value:
             what = "is missing" if value in (None, "") else "is no text"
             raise _unfit(f"its field {own.key!r} {what}; give the name of whose series it is")
-        return self._name(f"window\0{value}")
+        return self.named(value)
+
+    def named(self, key: str) -> bytes:
+        """What stands for a series' key."""
+        return self._name(f"window\0{key}")
+
+    def subject(self, subject: str | None) -> bytes:
+        """What stands for a subject; b"" for none."""
+        return self._name(subject)
+
+    def newest(self, place: tuple[str, str, bytes], last: int) -> list[Any]:
+        """The labels of a task, a field and a key that were recorded last, of every subject, oldest first."""
+        with self._lock:
+            subjects = self._of_key.get(place, ())
+            entries = [entry for each in subjects for entry in self._held.get(Window(*place, each), ())]
+        newest = heapq.nlargest(last, entries, key=lambda entry: (entry[2], entry[0]))
+        return [label for _, label, _ in reversed(newest)]
 
     def _before(self, place: tuple[str, str, bytes], subject: bytes | None, when: int | None) -> list[Any]:
         """Labels in their order; of every subject for None."""
@@ -247,8 +264,11 @@ def _enter(entries: list[Entry], end: End, label: Any, at: int) -> None:
     entries[place:after] = [(when, label, at)]
 
 
-def _when(own: Own, fields: Mapping[str, Any]) -> int | None:
-    """The record's time in seconds; None for a series without one, which is in the order of the calls."""
+def time_of(own: Own, fields: Mapping[str, Any]) -> int | None:
+    """The record's time in seconds; None for a series without one, which is in the order of the calls.
+
+    Raises UnfitValue.
+    """
     if not own.time:
         return None
     value = fields.get(own.time)

@@ -41,12 +41,29 @@ def decide(schema: Schema, logits: Array, records: Records | None = None) -> lis
     ]
 
 
-def intervals(schema: Schema, logits: Array, records: Records | None = None) -> list[tuple[float, float]] | None:
-    """Per record the outer quantiles of a number, in its own units, around its prediction; None without quantiles."""
-    if len(schema.label.quantiles) < 2:
+def intervals(
+    schema: Schema, logits: Array, records: Records | None = None, widened: Sequence[float] | None = None
+) -> list[tuple[float, float]] | None:
+    """Per record the outer quantiles of a number, in its own units, around its prediction; None without quantiles.
+
+    `widened`: how far both ends are moved outwards (below 0: inwards, at most to the prediction), one a record, in the
+    unit of the logits: the label's scale.
+    """
+    label = schema.label
+    if len(label.quantiles) < 2:
         return None
-    low, high = interval_ends(schema.label, in_units(schema.label, logits, levels(schema, records)))
+    table = np.array(logits, np.float64).reshape(-1, label.outputs)
+    if widened is not None:
+        _widen(label, table, np.asarray(widened, np.float64))
+    low, high = interval_ends(label, in_units(label, table, levels(schema, records)))
     return list(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def _widen(label: Label, table: Array, by: Array) -> None:
+    """Move the outer quantiles of logits [B, outputs] apart, in place."""
+    low, high = interval_ends(label, table)
+    prediction = table[:, label.median].copy()
+    table[:, 0], table[:, -1] = np.minimum(low - by, prediction), np.maximum(high + by, prediction)
 
 
 def interval_ends(label: Label, values: Array) -> tuple[Array, Array]:

@@ -12,13 +12,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from edge_sdk.artifact.decide import decide, intervals, levels
+from edge_sdk.artifact.decide import decide, interval_ends, intervals, levels
 from edge_sdk.artifact.encoding import expected, fill, may_be_missing, standardise, transform
 from edge_sdk.artifact.errors import RecordError
 from edge_sdk.artifact.schema import Schema, SeriesField, column_spans
 from edge_sdk.artifact.values import finite, shown
 
-__all__ = ["INPUT", "column_spans", "decide", "features", "intervals", "labels"]
+__all__ = ["INPUT", "column_spans", "decide", "features", "intervals", "labels", "scores"]
 
 INPUT: Final = "features"
 Array = npt.NDArray[Any]
@@ -58,6 +58,17 @@ def labels(schema: Schema, values: Sequence[Any], records: Sequence[Mapping[str,
             raise RecordError("label", f"record {index}: label {label.name!r} must be one of {known}")
     indices = np.array([places[value] for value in values], np.int64)
     return indices.astype(np.float32) if label.kind == "binary" else indices
+
+
+def scores(schema: Schema, logits: Array, values: Sequence[Any], records: Sequence[Mapping[str, Any]]) -> Array:
+    """How far each number lay outside its interval, below 0 inside: float64 [B], in units of the label's scale.
+
+    The conformity score of conformalised quantile regression (Romano, Patterson and Candès 2019, section 4). The same
+    for a small site and a large one where the label is relative to a series. Raises RecordError.
+    """
+    low, high = interval_ends(schema.label, np.asarray(logits, np.float64).reshape(-1, schema.label.outputs))
+    targets = labels(schema, values, records).astype(np.float64)
+    return np.maximum(low - targets, targets - high)
 
 
 def _check_names(schema: Schema, records: Sequence[Mapping[str, Any]]) -> None:

@@ -67,7 +67,8 @@ def test_the_command_shows_bounds_and_fields(fl, capsys):
     home = str(fl.config.home)
     assert main(["predict", "demand", "--json-record", json.dumps(RECORD), "--why", "--home", home]) == 0
     said = capsys.readouterr().out
-    assert "between  110.000 and 150.000\npushed by calls  +2.000\n" in said
+    between = "between  110.000 and 150.000 (not calibrated: too little was recorded here)"
+    assert f"{between}\npushed by calls  +2.000\n" in said
     assert main(["predict", "demand", "--json-record", json.dumps(RECORD), "--why", "--json", "--home", home]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["interval"], told["why"][0]) == ([110.0, 150.0], ["calls", 2.0])
+    assert (told["interval"], told["calibrated"], told["why"][0]) == ([110.0, 150.0], False, ["calls", 2.0])

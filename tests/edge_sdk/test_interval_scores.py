@@ -1,0 +1,292 @@
+"""Intervals that follow what came: the rule by itself, then what the device keeps of it, and what takes that away."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import struct
+from datetime import date, timedelta
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_sdk.artifact.features import intervals, scores
+from edge_sdk.artifact.recipes import demand
+from edge_sdk.artifact.schema import Label, NumberField, Schema
+from edge_sdk.cli import main
+from edge_sdk.config import load
+from edge_sdk.examples_store import ExamplesStore
+from edge_sdk.interval_scores import FEWEST, FIRST_STEP, KEPT, LEAST_STEP, IntervalScores, tracked
+from edge_sdk.recorder import Recorder, open_examples
+from edge_sdk.surroundings import Live
+from edge_sdk.testing import FakeAggregator
+from edge_sdk.windows import Windows
+
+SCHEMA = demand.schema(window=7, days=(), spread=0.5)
+MODEL = demand.model(SCHEMA, 0)  # says that tomorrow is as today, with an interval of no width
+RAIN = Schema((NumberField("rain"),), Label("visitors", "number", mean=100.0, scale=10.0, quantiles=(0.1, 0.5, 0.9)))
+NOW = 1_800_000_000  # the clock of `FakeAggregator`, in January 2027
+
+
+def record(n: int, site: str = "hall") -> dict[str, object]:
+    return {"recent": [100.0] * 7, "day": (date(2026, 1, 1) + timedelta(n)).isoformat(), "site": site}
+
+
+# -- the rule --------------------------------------------------------------------------------------------------------
+
+
+def test_the_threshold_takes_the_steps_of_the_rule():
+    assert tracked([], 0.2) == 0.0
+    assert tracked([9.0], 0.2) == pytest.approx(0.8 * 0.8)
+    assert tracked([9.0, -9.0, 9.0], 0.2) == pytest.approx(0.64 - 0.2 * 0.8 / math.sqrt(2) + 0.8 * 0.8 / math.sqrt(3))
+    fallen = [-9.0] * 200
+    assert tracked([*fallen, -9.0], 0.2) - tracked(fallen, 0.2) == pytest.approx(-0.2 * LEAST_STEP)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=300, max_size=300), st.sampled_from([0.1, 0.2, 0.5]))
+def test_whatever_comes_the_share_missed_is_near_the_promise(came, miss):
+    missed = sum(score > tracked(came[:day], miss) for day, score in enumerate(came))
+    # Angelopoulos, Barber and Bates 2024, theorem 1, for scores over a range of 2.
+    bound = (2 + FIRST_STEP) / (LEAST_STEP * len(came))
+    assert abs(missed / len(came) - miss) <= bound
+
+
+def test_on_days_that_are_alike_the_threshold_is_near_the_quantile():
+    came = np.random.default_rng(0).normal(size=2000).tolist()
+    assert np.mean([tracked(came[:days], 0.2) for days in range(1000, 2000, 10)]) == pytest.approx(0.84, abs=0.1)
+
+
+def test_a_score_is_how_far_a_label_lay_outside_in_the_labels_scale():
+    logits = np.array([[-1.0, 0.0, 2.0]] * 3)
+    found = scores(RAIN, logits, [85.0, 100.0, 150.0], [{"rain": 0.0}] * 3)
+    assert found == pytest.approx([0.5, -1.0, 3.0])
+
+
+def test_a_small_site_and_a_large_one_have_the_same_score_for_the_same_share_more():
+    logits, records = np.zeros((2, 3)), [{**record(1), "recent": [size] * 7} for size in (99.0, 9999.0)]
+    assert scores(SCHEMA, logits, [199.0, 19999.0], records) == pytest.approx([math.log(2) / 0.5] * 2, rel=1e-5)
+
+
+def test_both_ends_move_outwards_and_inwards_no_further_than_the_prediction():
+    logits = np.array([[-1.0, 0.0, 2.0]] * 3)
+    moved = intervals(RAIN, logits, None, [0.5, -0.5, -1.5])
+    assert moved == [pytest.approx((85, 125)), pytest.approx((95, 115)), pytest.approx((100, 105))]
+    assert intervals(RAIN, logits) == [(90.0, 120.0)] * 3
+    above = Schema(RAIN.fields, Label("visitors", "number", mean=100.0, scale=10.0, quantiles=(0.5, 0.9)))
+    assert intervals(above, logits[:, 1:], None, [0.5, -0.5, -2.5]) == [(95.0, 125.0), (100.0, 115.0), (100.0, 100.0)]
+    assert logits[0].tolist() == [-1.0, 0.0, 2.0]
+
+
+# -- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def add(kept: IntervalScores, days, score=1.0, site="hall", subject=None) -> None:
+    for n in days:
+        kept.add("demand", SCHEMA, record(n, site), subject, score, now=NOW, at=n)
+
+
+def after(came: list[float]):
+    """The threshold of the interval of eight days in ten."""
+    return pytest.approx(tracked(came, 0.2))
+
+
+def test_too_few_scores_leave_the_models_own_interval():
+    kept = IntervalScores(Windows())
+    add(kept, range(FEWEST - 1))
+    assert kept.widening("demand", SCHEMA, record(50)) is None
+    add(kept, [FEWEST])
+    assert kept.widening("demand", SCHEMA, record(50)) == after([1.0] * FEWEST)
+
+
+def test_each_key_has_its_own_threshold_and_all_subjects_share_it_in_the_order_of_recording():
+    kept = IntervalScores(Windows())
+    add(kept, range(20), -1.0, site="hall")
+    for n in range(20):  # the days come backwards
+        who = f"customer {n % 2}"
+        kept.add("demand", SCHEMA, record(30 - n, "yard"), who, float(n % 3), now=NOW, at=n)
+    assert kept.widening("demand", SCHEMA, record(50)) == after([-1.0] * 20)
+    assert kept.widening("demand", SCHEMA, record(50, "yard")) == after([float(n % 3) for n in range(20)])
+    assert kept.widening("demand", SCHEMA, record(50, "attic")) is None
+    assert kept.widening("other", SCHEMA, record(50)) is None
+
+
+def test_the_same_day_again_takes_the_place_of_its_score():
+    kept = IntervalScores(Windows())
+    add(kept, range(20), -1.0)
+    add(kept, [19], 5.0)
+    assert kept.widening("demand", SCHEMA, record(50)) == after([-1.0] * 19 + [5.0])
+
+
+def test_a_day_that_is_still_to_come_is_left_out():
+    kept = IntervalScores(Windows())
+    add(kept, range(20), -1.0)
+    add(kept, range(800, 1000), 5.0)
+    assert kept.widening("demand", SCHEMA, record(50)) == after([-1.0] * 20)
+
+
+def test_the_newest_scores_are_kept_and_no_more():
+    kept = IntervalScores(windows := Windows())
+    add(kept, range(KEPT + 30))
+    add(kept, range(KEPT + 30, KEPT + 60), subject="ann")
+    assert [len(entries) for _, entries in windows.take_changed()] == [KEPT, 30]
+    assert kept.widening("demand", SCHEMA, record(50)) == after([1.0] * KEPT)
+
+
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf"), "7", None, True, [1.0]])
+def test_what_is_no_score_is_passed_over(spoilt):
+    kept = IntervalScores(windows := Windows())
+    add(kept, range(20))
+    ((window, entries),) = windows.take_changed()
+    windows.load([(window, [(0, spoilt, 0), *entries, (10**10, spoilt, 10**10)])], lambda text: (text or "").encode())
+    assert windows.newest(window[:3], KEPT)[-1] is spoilt
+    assert kept.widening("demand", SCHEMA, record(50)) == after([1.0] * 20)
+
+
+def test_another_scale_or_another_promise_begins_anew_and_other_weights_do_not():
+    kept = IntervalScores(Windows())
+    add(kept, range(20))
+    wider = demand.schema(window=7, days=(), spread=0.4)
+    other = demand.schema(window=7, days=(), spread=0.5, quantiles=(0.05, 0.5, 0.95))
+    more = demand.schema(window=7, days=(), spread=0.5, more=(NumberField("rain"),))
+    assert kept.widening("demand", wider, record(50)) is None
+    assert kept.widening("demand", other, record(50)) is None
+    assert kept.widening("demand", more, record(50)) == kept.widening("demand", SCHEMA, record(50))
+
+
+def test_a_number_without_quantiles_and_a_record_without_a_key_are_no_trouble():
+    kept = IntervalScores(Windows())
+    plain = Schema((NumberField("rain"),), Label("visitors", "number"))
+    assert kept.widening("demand", plain, {"rain": 1.0}) is None
+    for n in range(20):
+        kept.add("demand", RAIN, {"rain": 1.0}, None, float(n), now=NOW, at=n)
+        kept.add("kiosk", SCHEMA, {"recent": [], "site": 7, "day": "soon"}, None, 1.0, now=NOW, at=n)
+    assert kept.widening("demand", RAIN, {"rain": 2.0}) == after([float(n) for n in range(20)])
+    assert kept.widening("kiosk", SCHEMA, {"recent": []}) == after([1.0] * 20)
+
+
+# -- in an app -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake(tmp_path):
+    with FakeAggregator(tmp_path) as made:
+        made.install("demand", MODEL)
+        yield made
+
+
+def lived(fl, days, label=150.0, site="hall", subject=None) -> None:
+    for n in days:
+        fl.record("demand", record(n, site), label, subject)
+    assert fl.flush(5.0)
+
+
+def bounds(fl, site="hall", n=90) -> tuple[bool, tuple[float, float]]:
+    answer = fl.predict("demand", record(n, site))
+    return answer.calibrated, tuple(round(end, 3) for end in answer.interval)
+
+
+OWN = (False, (100.0, 100.0))
+
+
+def test_an_interval_follows_the_recorded_days_through_a_restart_and_a_new_release(fake, capsys):
+    with fake.client() as fl:
+        lived(fl, range(FEWEST - 1))
+        assert bounds(fl) == OWN
+        lived(fl, range(FEWEST - 1, 40))
+        calibrated, (low, high) = bounds(fl)
+        assert calibrated
+        by = tracked([math.log(151 / 101) / 0.5] * 40, 0.2) * 0.5
+        assert (low, high) == pytest.approx((101 * math.exp(-by) - 1, 101 * math.exp(by) - 1), abs=0.01)
+        assert high == pytest.approx(150, rel=0.1)  # as far as the days were, and no further
+        assert bounds(fl, "yard") == OWN
+        assert fl.status()["examples"] == {"demand": 40}
+        asked = ["predict", "demand", "--json-record", json.dumps(record(90)), "--home", str(fl.config.home)]
+        assert main([*asked, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["calibrated"], [round(end, 3) for end in told["interval"]]) == (True, [low, high])
+        assert main(asked) == 0
+        assert f"between  {low:.3f} and {high:.3f}\n" in capsys.readouterr().out
+    with fake.client() as fl:
+        assert bounds(fl) == (True, (low, high))
+    fake.install("demand", demand.model(SCHEMA, 1), 2)
+    with fake.client() as fl:
+        assert bounds(fl) == (True, (low, high))
+    fake.install("demand", demand.model(demand.schema(window=7, days=(), spread=0.4), 1), 3)
+    with fake.client() as fl:
+        assert bounds(fl) == OWN
+
+
+def test_days_that_lay_well_inside_narrow_the_interval(fake):
+    with fake.client() as fl:
+        lived(fl, range(20), 200.0)
+        _, wide = bounds(fl)
+        lived(fl, range(20, 80), 100.0)
+        calibrated, narrow = bounds(fl)
+        assert calibrated
+        assert wide[0] < narrow[0] <= 100 <= narrow[1] < wide[1]
+
+
+def test_what_was_learned_of_a_subject_is_forgotten_with_it_and_stays_for_others(fake):
+    with fake.client() as fl:
+        lived(fl, range(20), subject="ann")
+        lived(fl, range(20), 60.0, site="yard")
+        others = bounds(fl, "yard")
+        assert bounds(fl)[0]
+        assert [len(each["labels"]) for each in fl.export("ann")["windows"]] == [20]
+        fl.forget("ann")
+        assert fl.flush(5.0)
+        assert fl.export("ann")["windows"] == []
+        assert bounds(fl) == OWN
+        assert bounds(fl, "yard") == others
+    with fake.client() as fl:
+        assert bounds(fl) == OWN
+
+
+def test_a_withdrawal_forgets_it_and_keeps_what_comes_later_out(fake):
+    with fake.client() as fl:
+        lived(fl, range(20), subject="ann")
+        fl.consent.withdraw("ann", ["demand"])
+        lived(fl, range(20, 60), subject="ann")
+        assert bounds(fl) == OWN
+        assert fl.export("ann")["windows"] == []
+
+
+def test_rows_that_are_rubbish_give_the_models_own_interval_and_new_days_begin_anew(fake):
+    with fake.client() as fl:
+        lived(fl, range(20))
+        config = fl.config
+    with contextlib.closing(open_examples(load({}, home=config.home), os.urandom)) as store:
+        assert store._db.execute("UPDATE windows SET sealed = X'00112233'").rowcount == 1
+    with fake.client() as fl:
+        assert bounds(fl) == OWN
+        lived(fl, range(20, 40))
+        assert bounds(fl)[0]
+
+
+def test_scores_touch_the_disk_sealed_alone(fake):
+    with fake.client() as fl:
+        lived(fl, range(20))
+        with contextlib.closing(open_examples(fl.config, os.urandom)) as store:
+            ((window, entries),) = store.windows.read()
+            (sealed,) = store._db.execute("SELECT sealed FROM windows").fetchone()
+    assert entries[0][1] == pytest.approx(math.log(151 / 101) / 0.5, rel=1e-5)
+    assert b"hall" not in window.key
+    assert struct.pack(">d", entries[0][1]) not in sealed
+
+
+class NoFields:
+    fields = ()
+
+
+def test_an_example_is_kept_where_its_interval_cannot_be_judged(tmp_path):
+    def fails(*_: object) -> float:
+        raise RuntimeError("no")
+
+    store = ExamplesStore(tmp_path / "examples.db", tmp_path / "examples.key", 100, os.urandom)
+    recorder = Recorder(NoFields(), store, lambda: {"demand": SCHEMA}, live := Live(), score=fails)
+    recorder.take([("demand", record(1), 7.0, None, 0)], NOW)
+    assert (store.counts(), store.windows.read(), live.dropped) == ({"demand": 1}, [], {})
