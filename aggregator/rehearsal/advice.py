@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from aggregator.rehearsal.trial import Trial
 from aggregator.task_warnings import warnings as task_warnings
 from edge_sdk.artifact.weights import read_vector
 from edge_sdk.privacy import charges
-
-if TYPE_CHECKING:
-    from aggregator.rehearsal.trial import Trial
 
 NOISY: Final = 5.0  # noise over signal from which the advice names it
 

@@ -20,10 +20,11 @@ import numpy as np
 
 from aggregator import tasks
 from aggregator.errors import TaskRefused
-from aggregator.rehearsal.inference import Understood, Wishes, understand
+from aggregator.rehearsal.inference import understand
 from aggregator.rehearsal.settings import Asked, task_name
 from aggregator.rehearsal.splits import split
 from aggregator.rehearsal.tables import EXTRAS, DataRefused, read_table
+from aggregator.rehearsal.understood import Understood, Wishes
 from edge_sdk.artifact.schema import LabelKind
 from edge_sdk.protocol.messages import Placement, Unit
 
@@ -96,8 +97,8 @@ def rehearse(chosen: argparse.Namespace) -> int:
     if asked.epsilon is None:
         say(UGLY)
     cut = split(found, devices=chosen.devices, test_share=chosen.test_share, seed=chosen.seed)
+    from aggregator.rehearsal.rehearsing import rehearse as run
     from aggregator.rehearsal.report import write_report
-    from aggregator.rehearsal.trial import rehearse as run
 
     trial = run(found, cut, asked, masks=chosen.masks, seed=chosen.seed, say=say, clock=time.perf_counter)
     folder = Path(chosen.report)

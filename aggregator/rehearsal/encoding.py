@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from aggregator.rehearsal.inference import Answers, Feature, Understood
 from aggregator.rehearsal.tables import DataRefused
+from aggregator.rehearsal.understood import Answers, Feature, Understood
 from edge_sdk.artifact.encoding import transform
 from edge_sdk.artifact.schema import CategoryField, Field, Label, NumberField, Schema, TextField
 

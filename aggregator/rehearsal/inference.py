@@ -8,29 +8,22 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
-from typing import Any, Final, Literal
-
-import numpy as np
+from typing import Any, Final
 
 from aggregator.rehearsal import cells
+from aggregator.rehearsal.label_guess import answers_of
+from aggregator.rehearsal.leaks import leaks
 from aggregator.rehearsal.tables import DataRefused, Table
-from edge_sdk.artifact.schema import LabelKind
+from aggregator.rehearsal.understood import Answers, Assumption, Feature, Role, Understood, Wishes, shell
 
-Role = Literal["number", "category", "text", "time", "dropped"]
-MOST_CLASSES: Final = 200
-FEW_NUMBERS: Final = 10  # so many different whole numbers are classes, where they are the label
 PARSED: Final = 0.98  # of a column's values, for it to be taken for numbers or dates
 STRAY_WORDS: Final = 3
 SAMPLE: Final = 5000  # values looked at to guess what a column is
 DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-LONGEST_NAME: Final = 200
-LEAK: Final = 0.97  # of what a plain guess gets wrong, put right by one column
 _CJK: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _ID_NAME: Final = re.compile(
     r"(.*[_ .-])?(id|ids|uuid|guid|key|rownames|rowname|index|idx|serial)|.*[a-z]ID|.*Id|row|unnamed.*|column 1"
@@ -38,81 +31,6 @@ _ID_NAME: Final = re.compile(
     r"|编号|序号|.*编号|.*ID",
     re.IGNORECASE,
 )
-_YES: Final = frozenset((
-    "1", "yes", "y", "true", "t", "on", "positive", "pos", "good", "churn", "churned", "left", "default",
-    "died", "bad", "spam", "是", "有", "真", "对", "好评", "正面", "流失",
-))  # fmt: skip
-_NO: Final = frozenset(("0", "no", "n", "false", "f", "off", "negative", "neg", "否", "无", "假", "错", "差评", "负面"))
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What was asked on the command line. `by`: whose device holds a row; `subject`: whose it is."""
-
-    label: str
-    by: str = ""
-    subject: str = ""
-    drop: Sequence[str] = ()
-    number: Sequence[str] = ()
-    category: Sequence[str] = ()
-    text: Sequence[str] = ()
-    time: Sequence[str] = ()
-    positive: str = ""
-    kind: LabelKind | None = None
-
-    def roles(self) -> dict[str, Role]:
-        """Column to the role that was asked for it."""
-        asked: dict[str, Role] = dict.fromkeys(self.drop, "dropped")
-        for role in ("number", "category", "text", "time"):
-            asked |= dict.fromkeys(getattr(self, role), role)
-        return asked
-
-
-@dataclass(frozen=True, slots=True)
-class Assumption:
-    """One line of the table that is printed: what was taken for what, why, and what overrides it."""
-
-    column: str
-    taken_as: str
-    why: str
-    override: str
-
-
-@dataclass(frozen=True, slots=True)
-class Feature:
-    """A column that is learnt from. `values`: floats or texts, None where missing."""
-
-    name: str
-    role: Literal["number", "category", "text"]
-    values: list[Any]
-    whole: bool = False  # numbers: are all of them integers?
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """The label. `names` of the classes, in order (binary: the second is positive); values are texts or floats."""
-
-    name: str
-    kind: LabelKind
-    names: tuple[str, ...]
-    values: list[Any]
-
-
-@dataclass(slots=True)
-class Understood:
-    """A table as a learning problem: rows without a label are gone from all of it."""
-
-    features: list[Feature]
-    answers: Answers
-    owners: list[str]
-    subjects: list[str] | None
-    assumptions: list[Assumption] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def rows(self) -> int:
-        """N."""
-        return len(self.answers.values)
 
 
 def understand(table: Table, wishes: Wishes) -> Understood:
@@ -121,7 +39,7 @@ def understand(table: Table, wishes: Wishes) -> Understood:
     notes = list(table.notes)
     table = _labelled(table, wishes, notes)
     assumptions: list[Assumption] = []
-    answers = _answers(table, wishes, assumptions, notes)
+    answers = answers_of(table, wishes, assumptions, notes)
     kept = [place for place, value in enumerate(answers.values) if value is not None]
     if len(kept) < table.rows:
         table = table.take(kept)
@@ -169,88 +87,6 @@ def _labelled(table: Table, wishes: Wishes, notes: list[str]) -> Table:
     return table.take(kept) if len(kept) < table.rows else table
 
 
-# -- the label ---------------------------------------------------------------------------------------------------------
-
-
-def _answers(table: Table, wishes: Wishes, said: list[Assumption], notes: list[str]) -> Answers:
-    words = table.columns[wishes.label]
-    numbers = [cells.number(word, decimal_comma=table.decimal_comma) for word in words]
-    counts = Counter(words)
-    if len(counts) == 1:
-        raise DataRefused(f"every row has the same {wishes.label!r}, {words[0][:40]!r}", "choose another --label")
-    kind, why = _label_kind(wishes, counts, numbers)
-    if kind == "number":
-        known = [value for value in numbers if value is not None]
-        if len(set(known)) < 2:
-            raise DataRefused(f"{wishes.label!r} does not hold numbers", "leave --kind number out")
-        if len(known) < len(words):
-            notes.append(f"{len(words) - len(known)} rows whose {wishes.label!r} is no number are left out")
-        said.append(Assumption(wishes.label, "label: a number", why, "--kind classes"))
-        return Answers(wishes.label, kind, (), numbers)
-    names = _class_names(wishes, counts, notes)
-    which = f"label: {names[1]!r} or not" if kind == "binary" else f"label: one of {len(names)} classes"
-    numeric = any(value is not None for value in numbers)
-    override = "--positive VALUE" if kind == "binary" else "--kind number" if numeric else "--label"
-    said.append(Assumption(wishes.label, which, why, override))
-    values = [word if word in set(names) else None for word in words]
-    return Answers(wishes.label, kind, names, values)
-
-
-def _label_kind(wishes: Wishes, counts: Counter[str], numbers: Sequence[float | None]) -> tuple[LabelKind, str]:
-    if wishes.kind == "binary" and len(counts) > 2:
-        raise DataRefused(f"{wishes.label!r} has {len(counts)} values, not two", "give --kind classes or number")
-    if wishes.kind:
-        return ("binary" if wishes.kind == "classes" and len(counts) == 2 else wishes.kind), "as you said"
-    if len(counts) == 2:
-        return "binary", "two values"
-    known = [value for value in numbers if value is not None]
-    if len(known) >= PARSED * len(numbers):
-        if len(counts) <= FEW_NUMBERS and all(value.is_integer() for value in known):
-            return "classes", f"{len(counts)} different whole numbers; an order among them is not used"
-        return "number", f"{len(set(known))} different numbers"
-    if len(counts) > MOST_CLASSES:
-        raise DataRefused(
-            f"{wishes.label!r} has {len(counts)} different texts: too many to be classes",
-            f"choose a label of at most {MOST_CLASSES} values, or a number",
-        )
-    return "classes", f"{len(counts)} different texts"
-
-
-def _class_names(wishes: Wishes, counts: Counter[str], notes: list[str]) -> tuple[str, ...]:
-    if len(counts) > MOST_CLASSES:
-        raise DataRefused(f"{wishes.label!r} has {len(counts)} classes", f"choose a label of at most {MOST_CLASSES}")
-    if len(counts) == 2:
-        return _two_names(wishes, counts)
-    names = sorted(name for name, count in counts.items() if count >= 2)
-    if len(names) < len(counts):
-        notes.append(f"{len(counts) - len(names)} classes with a single row are left out")
-    if len(names) < 2:
-        raise DataRefused(f"nearly every row has a {wishes.label!r} of its own", "choose another --label")
-    if max(map(len, names)) > LONGEST_NAME:
-        raise DataRefused(f"{wishes.label!r} holds long texts", "choose a label of short names, or a number")
-    return tuple(sorted(names, key=_in_order))
-
-
-def _in_order(name: str) -> tuple[float, str]:
-    value = cells.number(name)
-    return (float("inf") if value is None else value), name
-
-
-def _two_names(wishes: Wishes, counts: Counter[str]) -> tuple[str, ...]:
-    if wishes.positive and wishes.positive not in counts:
-        raise DataRefused(f"--positive {wishes.positive!r} is no value of {wishes.label!r}", f"give one of {[*counts]}")
-    rare = min(counts, key=lambda name: (counts[name], name))
-    guessed = [name for name in counts if name.lower() in _YES]
-    negative = [name for name in counts if name.lower() in _NO]
-    positive = wishes.positive or (guessed[0] if len(guessed) == 1 else "")
-    if not positive:
-        positive = next(name for name in counts if name not in negative) if len(negative) == 1 else rare
-    other = next(name for name in counts if name != positive)
-    if max(len(positive), len(other)) > LONGEST_NAME:
-        raise DataRefused(f"{wishes.label!r} holds long texts", "choose a label of short names, or a number")
-    return other, positive
-
-
 # -- the other columns -------------------------------------------------------------------------------------------------
 
 
@@ -282,13 +118,13 @@ def guess(name: str, column: Sequence[str], decimal_comma: bool) -> tuple[Role, 
     if distinct == 0:
         return "dropped", "has no value", ""
     if distinct == 1:
-        return "dropped", f"has the one value {known[0][:20]!r}", f"--category {_shell(name)}"
+        return "dropped", f"has the one value {known[0][:20]!r}", f"--category {shell(name)}"
     seen = known[:: max(1, len(known) // SAMPLE)]
     numbers = [cells.number(cell, decimal_comma=decimal_comma) for cell in seen]
     parsed = sum(value is not None for value in numbers) / len(seen)
     found_dates = cells.dates(seen)
     if sum(value is not None for value in found_dates) >= PARSED * len(seen) and not _plain_years(seen):
-        return "time", f"parses as dates such as {known[0][:20]}", f"--category {_shell(name)}"
+        return "time", f"parses as dates such as {known[0][:20]}", f"--category {shell(name)}"
     strays = {cell for cell, value in zip(seen, numbers, strict=True) if value is None}
     if parsed >= PARSED or (parsed >= 0.5 and len(strays) <= 1):
         return _number_or_code(name, known, distinct, numbers, strays)
@@ -306,11 +142,11 @@ def _number_or_code(
     values = [value for value in numbers if value is not None]
     whole = all(value.is_integer() for value in values)
     if whole and distinct == len(known) > 20 and (_ID_NAME.fullmatch(name) or _counts_up(known)):
-        return "dropped", "looks like an identifier: a whole number of its own in each row", f"--number {_shell(name)}"
+        return "dropped", "looks like an identifier: a whole number of its own in each row", f"--number {shell(name)}"
     if any(len(cell) > 1 and cell[0] == "0" and cell.isdecimal() for cell in known):
-        return "category", "numbers written with leading zeros are codes", f"--number {_shell(name)}"
+        return "category", "numbers written with leading zeros are codes", f"--number {shell(name)}"
     stray = f"; {', '.join(sorted(strays))[:30]!r} counts as missing" if strays else ""
-    return "number", f"parses as numbers, {distinct} different{stray}", f"--category {_shell(name)}"
+    return "number", f"parses as numbers, {distinct} different{stray}", f"--category {shell(name)}"
 
 
 def _counts_up(known: Sequence[str]) -> bool:
@@ -326,18 +162,14 @@ def _words(name: str, known: Sequence[str], distinct: int) -> tuple[Role, str, s
     share = distinct / len(known)
     if share > 0.3 and distinct > 20 and (words >= 3 or chinese >= 4):
         size = f"{chinese:.0f} characters" if chinese > words else f"{words:.0f} words"
-        return "text", f"{distinct} different texts of {size} on average", f"--category {_shell(name)}"
+        return "text", f"{distinct} different texts of {size} on average", f"--category {shell(name)}"
     if distinct > 20 and (share > 0.9 or (share > 0.5 and _ID_NAME.fullmatch(name))):
         return (
             "dropped",
             f"looks like an identifier: {distinct} words for {len(known)} rows",
-            f"--category {_shell(name)}",
+            f"--category {shell(name)}",
         )
-    return "category", f"{distinct} different words", f"--text {_shell(name)}"
-
-
-def _shell(name: str) -> str:
-    return name if re.fullmatch(r"[\w.-]+", name) else "'" + name.replace("'", "'\\''") + "'"
+    return "category", f"{distinct} different words", f"--text {shell(name)}"
 
 
 def _features(name: str, column: Sequence[str], role: Role, decimal_comma: bool) -> list[Feature]:
@@ -353,7 +185,7 @@ def _features(name: str, column: Sequence[str], role: Role, decimal_comma: bool)
             values = [days.get(cell) for cell in column]
         known = [value for value in values if value is not None]
         if not known:
-            raise DataRefused(f"--number names {name!r}, which holds no numbers", f"give --category {_shell(name)}")
+            raise DataRefused(f"--number names {name!r}, which holds no numbers", f"give --category {shell(name)}")
         return [Feature(name, "number", values, all(value.is_integer() for value in known))]
     return [Feature(name, role, [cell or None for cell in column])]
 
@@ -382,51 +214,3 @@ def _calendar(name: str, column: Sequence[str]) -> list[Feature]:
         if len({value for value in values if value}) > 1:
             made.append(Feature(f"{name} {part}", "category", values))
     return made
-
-
-# -- columns that say the answer ---------------------------------------------------------------------------------------
-
-
-def leaks(found: Understood) -> list[str]:
-    """Columns that alone predict the label almost perfectly: known too late, or made from it."""
-    rows, answers = found.rows, found.answers
-    if rows < 50:
-        return []
-    if answers.kind == "number":
-        truth = np.argsort(np.argsort(np.array(answers.values, np.float64), kind="stable")) / rows
-    else:
-        truth = np.unique(np.array(answers.values), return_inverse=True)[1].astype(np.float64)
-    halves = np.arange(rows) * 2654435761 % 2**32 < 2**31
-    return [
-        f"{feature.name!r} alone predicts {answers.name!r} almost perfectly: if it is not known beforehand, "
-        f"leave it out with --drop {_shell(feature.name)}"
-        for feature in found.features
-        if feature.role != "text" and _explained(feature, truth, halves, answers.kind == "number") > LEAK
-    ]
-
-
-def _explained(feature: Feature, truth: Any, half: Any, ranked: bool) -> float:
-    """Share of what a guess by the commonest (or mean) answer gets wrong that this column puts right, on other rows."""
-    bins = _bins(feature)
-    first, second = bins[half], bins[~half]
-    best = np.zeros(int(bins.max()) + 1)
-    for place in np.unique(first):
-        values = truth[half][first == place]
-        best[place] = values.mean() if ranked else np.bincount(values.astype(np.int64)).argmax()
-    known = np.isin(second, first)
-    guessed, right = best[second[known]], truth[~half][known]
-    if known.mean() < 0.5 or not len(right):
-        return 0.0
-    if ranked:
-        return 1.0 - float(np.mean((guessed - right) ** 2) / max(float(right.var()), 1e-12))
-    usual = float(np.bincount(right.astype(np.int64)).max() / len(right))
-    return float((np.mean(guessed == right) - usual) / max(1.0 - usual, 1e-12))
-
-
-def _bins(feature: Feature) -> Any:
-    """A column cut into at most 64 parts, int64 [N]."""
-    if feature.role == "category":
-        return np.unique(np.array([value or "" for value in feature.values]), return_inverse=True)[1]
-    values = np.array([np.nan if value is None else value for value in feature.values], np.float64)
-    edges = np.unique(np.quantile(values[~np.isnan(values)], np.linspace(0, 1, 63)))
-    return np.where(np.isnan(values), len(edges) + 1, np.searchsorted(edges, values, side="left"))

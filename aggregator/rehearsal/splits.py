@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from aggregator.rehearsal.inference import Understood
 from aggregator.rehearsal.tables import DataRefused
+from aggregator.rehearsal.understood import Understood
 
 FEWEST: Final = 3
 MOST: Final = 65_000

@@ -7,9 +7,7 @@ was chosen, or the test rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib import import_module
-from importlib.util import find_spec
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -18,13 +16,13 @@ import numpy.typing as npt
 from aggregator import tasks
 from aggregator.evaluation import Heldout, heldout, logits, measure
 from aggregator.rehearsal.fleet import VirtualDevice, VirtualFleet
+from aggregator.rehearsal.personal import personalise
 from aggregator.rehearsal.population import Population
 from aggregator.rehearsal.references import alone, central, central_dp
 from aggregator.rehearsal.scores import part
 from benchmarks.applying.dataset import Dataset, Rows
 from edge_sdk.artifact.features import INPUT, features, labels
 
-PERSONAL: Final = "aggregator.rehearsal.personal"
 Outputs = npt.NDArray[np.float64]
 
 # Name of a run: the setting that it trains by, and who trains.
@@ -58,9 +56,10 @@ class Bench:
         self._fleets: dict[tuple[str, int], bytes] = {}
 
     def run(self, name: str, seed: int) -> dict[str, float] | None:
-        """{"": the metric, "by_client": its mean over clients}; None where the set has no such setting, or the product
-        no such part. Raises what training raises.
-        """  # fmt: skip
+        """{"": the metric, "by_client": its mean over clients}; None where the set has no such setting.
+
+        Raises what training raises.
+        """
         if name in FLEETS:
             return self._fleet(name, FLEETS[name], seed)
         if name in CENTRES:
@@ -92,10 +91,8 @@ class Bench:
         return self._of(central_dp(model, self.population, self.spec(setting), seed=seed))
 
     def _personalised(self, seed: int) -> dict[str, float] | None:
-        """`personalise(model, population, seed=...)` gives (place, model) as `references.alone` does."""
-        if find_spec(PERSONAL) is None or self._fleet("fleet", "no_privacy", seed) is None:
+        if self._fleet("fleet", "no_privacy", seed) is None:
             return None
-        personalise: Callable[..., Iterable[tuple[int, bytes]]] = import_module(PERSONAL).personalise
         return self._of_own(personalise(self._fleets["fleet", seed], self.population, seed=seed))
 
     def spec(self, setting: str) -> tasks.TaskSpec:

@@ -10,9 +10,10 @@ import pytest
 
 from aggregator.rehearsal import cells
 from aggregator.rehearsal.encoding import boundless, records_of, schema_of
-from aggregator.rehearsal.inference import Wishes, guess, understand
+from aggregator.rehearsal.inference import guess, understand
 from aggregator.rehearsal.splits import split
 from aggregator.rehearsal.tables import DataRefused, Table
+from aggregator.rehearsal.understood import Wishes
 from edge_sdk.artifact.features import features
 from edge_sdk.artifact.schema import CategoryField, NumberField, TextField
 
