@@ -57,7 +57,7 @@ class Play:
     `question`: what the model answers, as a title. `source`: the data's origin, for the report. `records`, `shares`:
     what the rows and their groups are called ("customers", "states"). `subject`: the field that says whose a record is;
     no feature. `rounds`: how many it plays where none are asked for. `task(devices, rounds)`: fields of a TaskSpec.
-    `words`: what the metric means.
+    `words`: what the metric means. `protected`: what one unit of privacy is in these data.
     `reaches_alone`: the demo promises to beat a device alone even where that one pays nothing for privacy.
     `pictures(model, rows)`: what the released model does with held-out records. `desk`: set where the play ends with a
     device that answers customers.
@@ -69,6 +69,7 @@ class Play:
     records: str
     shares: str
     words: str
+    protected: str
     schema: Callable[[], Schema]
     model: Callable[[], bytes]
     load: Callable[[int], Rows]

@@ -75,7 +75,8 @@ def _check(sentence: str, good: bool) -> str:
 def _promise(outcome: Outcome) -> str:
     terms = outcome.task["privacy"]
     sentences = [privacy_line(terms), *terms["assumptions"]]
-    return html.escape(" ".join(f"{sentence[:1].upper()}{sentence[1:]}." for sentence in sentences))
+    told = " ".join(f"{sentence[:1].upper()}{sentence[1:]}." for sentence in sentences)
+    return html.escape(f"{told} {outcome.play.protected}")
 
 
 def _metric_words(outcome: Outcome) -> str:

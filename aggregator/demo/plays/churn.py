@@ -100,6 +100,7 @@ PLAY: Final = Play(
     records="customers",
     shares="states",
     words="AUC: how often the model puts a customer who left above one who stayed",
+    protected="A record is one customer.",
     schema=schema,
     model=model,
     load=load,

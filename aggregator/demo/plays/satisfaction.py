@@ -166,6 +166,7 @@ PLAY: Final = Play(
     records="reviews",
     shares="shops",
     words="Accuracy: the share of reviews whose writer is rightly called content or not",
+    protected="A record is one review; who wrote it is not in the data.",
     schema=schema,
     model=model,
     load=load,
