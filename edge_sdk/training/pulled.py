@@ -8,6 +8,7 @@ m > n columns n wide; of more than 1,024 directions the largest stay. Draws noth
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -37,7 +38,9 @@ class Directions:
         self.turned: torch.Tensor = self._rows
         if min(count, width) > MOST_TURNED:
             if np.count_nonzero(rows) < _SPARSE * rows.size:
-                self.turned = self._rows.to_sparse_csr()
+                with warnings.catch_warnings():  # torch calls these tensors a beta; products are all we ask of them
+                    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+                    self.turned = self._rows.to_sparse_csr()
         elif width <= count:
             vectors = torch.linalg.eigh(self._rows.T @ self._rows)[1]
             self.turned, self._back = self._rows @ vectors, lambda weights: vectors @ weights
