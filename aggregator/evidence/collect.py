@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes
 
 from aggregator import about, audit, model_card, tasks
 from aggregator.errors import HomeRefused
-from aggregator.evidence import junit
+from aggregator.evidence import junit, questions
 from aggregator.fleet.authority import DEVICE_DAYS, SERVICE_DAYS, Authority
 from aggregator.fleet.registry import Registry
 from aggregator.home import Home
@@ -74,6 +74,7 @@ def collect(source: Source, task: str, *, now: float, tests: Path | None = None)
         "privacy": _privacy(source.store, spec, model),
         "devices": _devices(source, spec, rounds, now),
         "rounds": _rounds(source.store, spec, rounds),
+        "questions": questions.asked(source.store, task, rounds),
         "releases": _releases(source, row),
         "keys": _keys(source, rounds),
         "protections": _protections(spec, rounds),
@@ -175,7 +176,6 @@ def _rounds(store: Store, spec: tasks.TaskSpec, rounds: list[RoundRow]) -> Facts
     return {
         "offered": len(rounds),
         "opened": len(model_card.opened(store, spec.name)),
-        "questions": sum(model_card.offer_of(row).query is not None for row in rounds),
         "aborted": sum(aborted.values()),
         "aborted_why": dict(aborted),
         "wanted": spec.rounds,

@@ -140,7 +140,25 @@ class _Page:
         aborted = self.pairs([(self.word("aborted"), why)]) if why else ""
         table = self.table(heads, rows) if rows else self._paragraph(self.word("none"))
         protections = self._paragraph(self.said["protections"])
-        return self.heading("rounds") + protections + plot + table + note + aborted
+        return self.heading("rounds") + protections + plot + table + note + aborted + self._questions()
+
+    def _questions(self) -> str:
+        of, yes, no = self.facts["questions"], self.word("yes"), self.word("no")
+        said = self.word("questions_said", asked=of["asked"], charged=of["charged"])
+        if not of["all"]:
+            return self.pairs([(self.word("questions"), self.word("no_questions"))])
+        rows = [
+            (one["round"], one["name"], self._asked(one), figure(one["epsilon"]), yes if one["charged"] else no)
+            for one in of["all"][-ROUNDS_SHOWN:]
+        ]
+        heads = [self.word(name) for name in ("round", "question", "figures_asked", "epsilon_alone", "charged")]
+        note = self._paragraph(self.word("shown_last", n=ROUNDS_SHOWN)) if of["asked"] > ROUNDS_SHOWN else ""
+        return self.pairs([(self.word("questions"), said)]) + self.table(heads, rows) + note
+
+    def _asked(self, question: Facts) -> str:
+        label = self.facts["data"]["label"]["name"]
+        said = (self.word(f"ask_{each['kind']}", of=each["field"] or label) for each in question["statistics"])
+        return ("、" if self.language == "zh" else ", ").join(said)
 
     def _releases(self) -> str:
         of = self.facts["releases"]
