@@ -2,7 +2,8 @@
 
 `FakeAggregator` speaks the real protocol over the in-memory transport: it echoes heartbeats, answers Ask, serves
 blobs, takes uploads and signs receipts. It averages nothing; it offers rounds of every privacy unit and placement for
-a task whose graph it locked before the client started, and opens what the device uploads in them.
+a task whose graph it locked before the client started, asks queries (analytics) in them, and opens what the device
+uploads.
 
     with FakeAggregator(tmp_path) as fake:
         fake.install("churn", model_bytes)
@@ -15,6 +16,8 @@ a task whose graph it locked before the client started, and opens what the devic
             ...  # record examples
             offered = fake.offer_round("churn", unit="customer", placement="shared")
             assert fake.wait_for(lambda: fake.opened(offered) is not None)
+            asked = fake.offer_query("churn", Statistic("moments", "minutes", 0.0, 400.0, 0, ()), number=2)
+            assert fake.wait_for(lambda: fake.sums(asked) is not None)
 """
 
 from __future__ import annotations
@@ -57,13 +60,15 @@ from edge_sdk.protocol.messages import (
     OpeningNotice,
     Placement,
     PrivacyTerms,
+    Query,
     Receipt,
     Report,
     Share,
     State,
+    Statistic,
     Unit,
 )
-from edge_sdk.testing_rounds import FakeRounds, fake_terms
+from edge_sdk.testing_rounds import FakeRounds, fake_terms, query_terms, sums
 from edge_sdk.transport.interface import Callbacks, QoS, Transport
 from edge_sdk.transport.memory import MemoryBroker, MemoryTransport
 
@@ -239,6 +244,32 @@ class FakeAggregator:
         digest = self.publish_offer(offer)
         self._offered[digest] = offer
         return digest
+
+    def offer_query(
+        self,
+        task: str,
+        *statistics: Statistic,
+        number: int = 1,
+        unit: Unit = "record",
+        placement: Placement = "local",
+        noise_multiplier: float = 1.0,
+        consent: int = 0,
+    ) -> bytes:
+        """Offer a round of a locked task that asks for these statistics of its examples; returns its hash H."""
+        if self._rounds is None:
+            raise LookupError(f"no graph of {task} is locked: call lock before the client starts")
+        query, terms = Query("question", statistics), query_terms(unit, placement, noise_multiplier)
+        offer = self._rounds.offer(task, number, terms, now=int(self.clock()), consent=consent, query=query)
+        digest = self.publish_offer(offer)
+        self._offered[digest] = offer
+        return digest
+
+    def sums(self, digest: bytes) -> list[npt.NDArray[np.float64]] | None:
+        """What the device answers to the query with hash H: the values of each statistic, in the order that they were
+        asked in, as sums over its units with its noise in them; None until it is here. SPEC 7.9 says which values.
+        """
+        opened = self.opened(digest)
+        return None if opened is None else sums(self._offered[digest], opened)
 
     def opened(self, digest: bytes) -> npt.NDArray[np.int64] | None:
         """What the device adds to the sum of the round with hash H, int64[length] in steps; None until it is here."""

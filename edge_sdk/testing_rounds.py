@@ -19,9 +19,20 @@ import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from msgspec.structs import replace
 
+from edge_sdk.analytics import layout
+from edge_sdk.privacy.charges import sensitivity
 from edge_sdk.protocol import chunks, roster
-from edge_sdk.protocol.messages import Hello, Offer, Placement, PrivacyTerms, SecAggTerms, Unit
+from edge_sdk.protocol.messages import (
+    Hello,
+    Offer,
+    Placement,
+    PrivacyTerms,
+    Query,
+    SecAggTerms,
+    Unit,
+)
 from edge_sdk.protocol.sealing import ROUND_SECRET_BYTES, ChunkSealer, RoundKey
 from edge_sdk.protocol.secagg import client, committee, member, ring
 from edge_sdk.protocol.secagg.residues import RunningSum
@@ -115,17 +126,20 @@ class FakeRounds:
         self.blobs |= {f"tuf/{path}": data for path, data in self._locks.files.items()}
         self.blobs[f"checkpoint/{hashlib.sha256(model).hexdigest()}"] = model
 
-    def offer(self, task: str, number: int, terms: PrivacyTerms, *, now: int, consent: int = 0) -> Offer:
-        """A round of ten minutes for the locked model of a task."""
+    def offer(
+        self, task: str, number: int, terms: PrivacyTerms, *, now: int, consent: int = 0, query: Query | None = None
+    ) -> Offer:
+        """A round of ten minutes for the locked model of a task, or of a query to its devices."""
         from edge_sdk.artifact.graph_lock import graph_digest
         from edge_sdk.artifact.weights import read_vector
 
         model, known = self._models[task], self._roster(now)
         names = tuple(sorted(entry.device for entry in known.entries))
+        length = len(read_vector(model)) if query is None else layout.length(query)
         secagg = SecAggTerms("P24", len(names), 100, known.epoch, known.statement_hash, False, names, 1)
         return Offer(
             self._fleet, task, number, now, now + 600, (hashlib.sha256(model).digest(),), len(model),
-            graph_digest(model), len(read_vector(model)), secagg, terms, consent, self._round_key.public_bytes(), None,
+            graph_digest(model), length, secagg, terms, consent, self._round_key.public_bytes(), query,
         )  # fmt: skip
 
     def _roster(self, now: int) -> roster.Roster:
@@ -219,3 +233,17 @@ def fake_terms(unit: Unit, placement: Placement, noise_multiplier: float = 1.0) 
         proximal=0.0,
         weight_bound=0,
     )
+
+
+def query_terms(unit: Unit, placement: Placement, noise_multiplier: float = 1.0) -> PrivacyTerms:
+    """Terms for a query: every unit counts, some hundreds of them, and the steps are fine; else as `fake_terms`."""
+    clip, step = (1.0, 2.0**-14) if unit == "device" else (512.0, 2.0**-7)
+    return replace(fake_terms(unit, placement, noise_multiplier), sample_rate=1.0, clip=clip, step=step)
+
+
+def sums(offer: Offer, opened: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float64]]:
+    """The opened values of each statistic of a query, in its order: sums over units (SPEC 7.9), noise included."""
+    assert offer.query is not None
+    parts = layout.parts(offer.query, sensitivity(offer.privacy))
+    scale = offer.privacy.step / offer.privacy.sample_rate
+    return [opened[part.columns].astype(np.float64) * (scale / part.weight) for part in parts]
