@@ -394,6 +394,24 @@ def test_a_clock_that_says_1970_refuses_no_date(tmp_path):
     assert labels_of(recorder) == [[0.0]]
 
 
+def test_an_app_that_records_a_date_to_come_is_not_stopped_and_the_series_goes_on(fake):
+    with fake.client() as fl:
+        for days in (-3, 200, -2, -1):
+            fl.record("demand", {"site": "a", "day": dated(days), "rain": 0.0}, float(days + 10), "ann")
+        assert fl.flush(5.0)
+        assert fl.status()["dropped"] == {"example": 1, "example-window-short": 2}
+        assert [label for _, label, _ in fl.export("ann")["windows"][0]["labels"]] == [7.0, 8.0, 9.0]
+        assert fl.predict("demand", {"site": "a", "day": dated(200), "rain": 0.0}).available
+
+
+@pytest.mark.parametrize(
+    ("language", "said"), [("en", "each is erased 30 days after it was recorded"), ("zh", "每个结果记录满 30 天后删除")]
+)
+def test_the_notice_says_how_long_each_label_stays(fake, language, said):
+    with fake.client(retention_days=30.0) as fl:
+        assert said in fl.explain("demand", language)
+
+
 def test_a_label_keeps_the_time_at_which_it_was_recorded(tmp_path):
     recorder = recorder_of(tmp_path)
     for days in (-5.0, -4.0):
