@@ -290,3 +290,11 @@ def test_an_example_is_kept_where_its_interval_cannot_be_judged(tmp_path):
     recorder = Recorder(NoFields(), store, lambda: {"demand": SCHEMA}, live := Live(), score=fails)
     recorder.take([("demand", record(1), 7.0, None, 0)], NOW)
     assert (store.counts(), store.windows.read(), live.dropped) == ({"demand": 1}, [], {})
+
+
+@pytest.mark.parametrize(("language", "said"), [("en", "demand will lie"), ("zh", "给出 demand 的预测区间")])
+def test_the_notice_says_that_it_is_kept_where_there_is_an_interval(fake, language, said):
+    fake.install("visits", demand.model(demand.schema(window=7, days=(), quantiles=()), 0))
+    with fake.client() as fl:
+        assert said in fl.explain("demand", language)
+        assert said not in fl.explain("visits", language)
