@@ -112,6 +112,25 @@ def test_the_demo_keeps_every_promise_and_leaves_no_process(tmp_path: Path, brok
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_device_answers_from_the_signed_list_with_all_else_switched_off(tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    done = subprocess.run(
+        [sys.executable, "-m", "aggregator.cli", "demo", "intents", "--report", str(report), "--devices", "8",
+         "--rounds", "6", "--no-comparison"],
+        env=environment(), capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    figures = json.loads((report / "summary.json").read_text()) if done.returncode in (0, 1) else {}
+    assert figures, done.stdout[-3000:] + done.stderr[-3000:]
+    held = {sentence for sentence, good in figures["checks"].items() if good}
+    # After six rounds it may be sure of no Chinese question; all rounds make it sure of some.
+    assert {sentence for sentence in figures["checks"] if "Chinese" not in sentence} <= held
+    assert 0 < figures["questions_answered_by_device"] < figures["questions_asked"]
+    assert "What a device answered by itself" in (report / "report.html").read_text()
+    assert processes_of(tmp_path) == []
+
+
+@pytest.mark.slow
 def test_stopping_the_demo_half_way_stops_everything_it_started(tmp_path: Path) -> None:
     report = tmp_path / "report"
     with subprocess.Popen(

@@ -19,7 +19,7 @@ from edge_sdk.training.jobs import TrainingFailed, TrainingPlan, job
 from edge_sdk.training.losses import Batches, loss_sum
 from edge_sdk.training.module import Elementwise, GraphModule
 from edge_sdk.training.noise import normal
-from edge_sdk.training.private_steps import FlatWeights
+from edge_sdk.training.private_steps import ClippedSums, FlatWeights
 from edge_sdk.training.secure_random import SecretStream
 from edge_sdk.training.units import Drawn, Units
 
@@ -276,6 +276,33 @@ def test_passes_of_any_size_give_one_sum(monkeypatch, held):
     monkeypatch.setattr(private_steps, "_HELD_NUMBERS", held)
     _, expected = clipped(subject_sums(), 0.6)
     np.testing.assert_allclose(-run().update, expected, atol=2e-5)
+
+
+def test_single_examples_go_in_small_passes_and_units_of_several_in_large_ones(monkeypatch):
+    monkeypatch.setattr(private_steps, "_HELD_OF_SINGLES", 1)
+    monkeypatch.setattr(private_steps, "_FIRST_EXAMPLES", 3)
+    sums, passes = {}, {}
+    for kind, bounds in (("singles", np.arange(ROWS + 1)), ("pairs", np.arange(0, ROWS + 1, 2))):
+        module, data = prepared("perceptron")
+        with booked(module) as gradients:
+            counted = Counted(gradients)
+            clipped_sums = ClippedSums(counted, data, FlatWeights(module), 1e9)
+            clipped_sums.add(Drawn(np.arange(ROWS), bounds))
+        passes[kind], sums[kind] = counted.rows, clipped_sums.total.numpy()
+    assert passes["singles"] == [3] + [1] * (ROWS - 3)
+    assert passes["pairs"] == [2, ROWS - 2]
+    np.testing.assert_allclose(sums["singles"], sums["pairs"], rtol=1e-4, atol=1e-6)
+
+
+class Counted:
+    """Gradients, and how many rows each pass had."""
+
+    def __init__(self, inner):
+        self.inner, self.rows = inner, []
+
+    def parts(self, data, rows, totals):
+        self.rows.append(len(rows))
+        return self.inner.parts(data, rows, totals)
 
 
 def test_local_customer_steps_are_those_of_the_oracle_and_divide_by_units():
