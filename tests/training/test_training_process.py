@@ -143,7 +143,7 @@ def test_a_killed_process_is_a_clear_error_and_the_next_job_works(trainer):
 
 @pytest.mark.slow
 def test_a_stopped_process_times_out_and_is_ended():
-    trainer = Trainer(timeout_s=8)
+    trainer = Trainer(timeout_s=20)
     stopped = []
 
     def stop(step, steps):
@@ -151,7 +151,7 @@ def test_a_stopped_process_times_out_and_is_ended():
             stopped.append(trainer.pid)
             os.kill(trainer.pid, signal.SIGSTOP)
 
-    with trainer, pytest.raises(TrainingFailed, match="8 s") as failure:
+    with trainer, pytest.raises(TrainingFailed, match="20 s") as failure:
         trainer.train(make_job(ENDLESS), stop, never)
     assert failure.value.reason == "timeout"
     assert not Path(f"/proc/{stopped[0]}").exists()
