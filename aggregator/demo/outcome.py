@@ -61,6 +61,7 @@ class Outcome:
     forgeries: list[Forgery] = field(default_factory=list)
     desk_device: str = ""
     replies: list[Replied] = field(default_factory=list)
+    weight_bytes: int = 0  # of one masked weight on the wire: the task's profile
     upload_ratio_100k: float = 0.0
     seconds: float = 0.0
 

@@ -37,7 +37,7 @@ def write(path: Path, outcome: Outcome) -> None:
         devices=_devices(outcome),
         epsilon_plot=plots.epsilon_by_round(outcome),
         upload_plot=plots.upload_bytes(outcome),
-        upload_words=_upload_words(outcome),
+        upload_words=upload_words(outcome),
         seconds_plot=plots.seconds_by_phase(outcome),
         deaths=_deaths(outcome),
         forgeries="".join(_forgery(outcome, number) for number in range(len(outcome.forgeries))),
@@ -120,12 +120,15 @@ def _picture(picture: Picture) -> str:
     return f'<h2>{html.escape(picture.title)}</h2>\n{picture.body}\n<p class="soft">{words}</p>\n'
 
 
-def _upload_words(outcome: Outcome) -> str:
+def upload_words(outcome: Outcome) -> str:
+    """What an upload weighs, and of what."""
     last = outcome.rounds_shown[-1]
     weights, sent = last["float32_bytes"] // 4, wire_bytes(last["upload_bytes"])
+    masked = weights * outcome.weight_bytes
     return (
         f"This model has {weights:,} trained weights. An upload puts {sent:,} bytes on the wire, everything counted: "
-        f"masked weights of three bytes each, a sealed share for each committee member, keys, tags and headers: "
+        f"masked weights of {outcome.weight_bytes} bytes each ({masked:,}), and {sent - masked:,} that hardly grow "
+        f"with the model: a sealed share for each committee member, keys, tags. That is "
         f"{outcome.upload_ratio:.2f} of plain float32, and {outcome.upload_ratio_100k:.2f} for 100,000 weights."
     )
 

@@ -189,8 +189,9 @@ def create_task(story: Story) -> None:
     story.fleet.create_task(story.model_file, story.held_out_file, task_file)
     members = plan(members_for(count))
     story.screen.say(f"A round opens with at least {spec.n_min} devices; {members.answers} of {members.m} must answer.")
-    size = upload_bytes(profile("P24"), members, masked_length(LARGE))
-    story.outcome.upload_ratio_100k = wire_bytes(size) / (4 * LARGE)
+    ring = profile(spec.profile)
+    story.outcome.weight_bytes = ring.coefficient_bytes
+    story.outcome.upload_ratio_100k = wire_bytes(upload_bytes(ring, members, masked_length(LARGE))) / (4 * LARGE)
 
 
 def _without(name: str, record: Record) -> Record:

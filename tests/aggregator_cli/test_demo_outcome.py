@@ -11,6 +11,7 @@ from aggregator.demo.desk import Question, Replied, promises, replies_of
 from aggregator.demo.outcome import Alone, Outcome
 from aggregator.demo.plays import play
 from aggregator.demo.plots import device_by_device
+from aggregator.demo.report import upload_words
 from aggregator.demo.screen import Screen
 
 
@@ -69,3 +70,10 @@ def test_devices_beyond_the_scale_are_counted_in_the_picture() -> None:
     assert "1 beyond the scale" in device_by_device(outcome)
     outcome.alone = [Alone("a", 10, 1.3, 1.4), Alone("b", 10, 1.4, 1.35)]
     assert "beyond the scale" not in device_by_device(outcome)
+
+
+@pytest.mark.parametrize("weight_bytes", [3, 4])
+def test_the_bytes_of_an_upload_are_told_by_the_profile_of_the_task(weight_bytes: int) -> None:
+    shown = {"metric": 0.8, "float32_bytes": 4000, "upload_bytes": 1000 * weight_bytes + 500}
+    words = upload_words(Outcome(8, 1, play("churn"), task={"rounds": [shown]}, weight_bytes=weight_bytes))
+    assert f"masked weights of {weight_bytes} bytes each ({1000 * weight_bytes:,}), and 1,940 that hardly" in words
