@@ -8,6 +8,7 @@ m > n columns n wide; of more than 1,024 directions the largest stay. Draws noth
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from typing import Any, Final
@@ -41,17 +42,19 @@ class Directions:
                 with warnings.catch_warnings():  # torch calls these tensors a beta; products are all we ask of them
                     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
                     self.turned = self._rows.to_sparse_csr()
-        elif width <= count:
-            vectors = torch.linalg.eigh(self._rows.T @ self._rows)[1]
-            self.turned, self._back = self._rows @ vectors, lambda weights: vectors @ weights
         else:
-            self._turn_wide()
+            with contextlib.suppress(torch.linalg.LinAlgError):  # rows that are not turned only take longer
+                self._turn() if width <= count else self._turn_wide()
         kept = self.turned.numel() if self.turned.layout == torch.strided else int(np.count_nonzero(rows))
         self.products = float(kept)  # of one pass, for each output
         self.energy = (self._rows**2).sum(0) if self.turned.layout != torch.strided else (self.turned**2).sum(0)
 
+    def _turn(self) -> None:
+        vectors = _principal(self._rows.T @ self._rows)[1]
+        self.turned, self._back = self._rows @ vectors, lambda weights: vectors @ weights
+
     def _turn_wide(self) -> None:
-        sizes, vectors = torch.linalg.eigh(self._rows @ self._rows.T)
+        sizes, vectors = _principal(self._rows @ self._rows.T)
         kept = sizes > _SMALLEST * sizes.max()
         kept[:-MOST_DIRECTIONS] = False
         roots, vectors = sizes[kept].sqrt(), vectors[:, kept]
@@ -62,6 +65,12 @@ class Directions:
         """[m, K] of the rows from [r, K] of their directions."""
         back: Floats = self._back(turned).numpy()
         return back
+
+
+def _principal(products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sizes and directions of a symmetric matrix, in doubles: many columns of zeros do not converge in singles."""
+    sizes, vectors = torch.linalg.eigh(products.double())
+    return sizes.float(), vectors.float()
 
 
 def row_loss(name: str, quantiles: torch.Tensor | None, *, smooth: bool = False) -> Loss:

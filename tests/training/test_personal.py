@@ -67,6 +67,35 @@ def test_a_fit_is_the_ridge_regression_of_its_rows(count: int, width: int):
     assert np.allclose(directions.weights(turned)[:, 0], exact, atol=2e-3)
 
 
+def one_hot_rows(count: int, width: int, used: int) -> np.ndarray:
+    rng = np.random.default_rng(5)
+    made, words = np.zeros((count, width), np.float32), rng.choice(width, used, replace=False)
+    made[np.arange(count), words[rng.integers(0, used, count)]] = 1.0
+    return made
+
+
+def test_words_that_a_device_never_saw_do_not_keep_it_from_a_version_of_its_own():
+    """Columns of zeros by the hundred: the directions of their singles do not converge."""
+    wide = one_hot_rows(1500, 800, 60)
+    directions = Directions(wide)
+    assert directions.turned is not directions._rows
+    weights = np.random.default_rng(1).normal(size=(800, 2)).astype(np.float32)
+    turned = directions._back(torch.from_numpy(weights))  # any weights of directions are weights of rows
+    np.testing.assert_allclose(directions.turned @ torch.from_numpy(weights), wide @ turned.numpy(), atol=1e-4)
+
+
+def test_rows_whose_directions_cannot_be_found_are_fitted_as_they_are(monkeypatch):
+    def lost(*_):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", lost)
+    for count, width in ((30, 8), (8, 30)):
+        made = one_hot_rows(count, width, 4)
+        directions, weights = Directions(made), torch.ones(width, 1)
+        np.testing.assert_array_equal(directions.turned, made)
+        np.testing.assert_array_equal(directions.weights(weights), weights)
+
+
 def losses(data: bytes, vector: np.ndarray, features: dict[str, np.ndarray], labels: np.ndarray) -> float:
     logits = outputs(data, vector, features)[:, 0]
     return float(np.mean(np.logaddexp(0, logits) - labels * logits))
