@@ -43,7 +43,8 @@ class Directions:
                     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
                     self.turned = self._rows.to_sparse_csr()
         else:
-            with contextlib.suppress(torch.linalg.LinAlgError):  # rows that are not turned only take longer
+            # Rows that are not turned only take longer.
+            with contextlib.suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined] # it is documented
                 self._turn() if width <= count else self._turn_wide()
         kept = self.turned.numel() if self.turned.layout == torch.strided else int(np.count_nonzero(rows))
         self.products = float(kept)  # of one pass, for each output

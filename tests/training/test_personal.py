@@ -76,10 +76,11 @@ def one_hot_rows(count: int, width: int, used: int) -> np.ndarray:
 
 def test_words_that_a_device_never_saw_do_not_keep_it_from_a_version_of_its_own():
     """Columns of zeros by the hundred: the directions of their singles do not converge."""
-    wide = one_hot_rows(1500, 800, 60)
+    wide = one_hot_rows(4000, 1200, 60)
+    wide[:, 0], wide[:, 5] = np.random.default_rng(2).normal(size=4000), 1.0
     directions = Directions(wide)
     assert directions.turned is not directions._rows
-    weights = np.random.default_rng(1).normal(size=(800, 2)).astype(np.float32)
+    weights = np.random.default_rng(1).normal(size=(1200, 2)).astype(np.float32)
     turned = directions._back(torch.from_numpy(weights))  # any weights of directions are weights of rows
     np.testing.assert_allclose(directions.turned @ torch.from_numpy(weights), wide @ turned.numpy(), atol=1e-4)
 

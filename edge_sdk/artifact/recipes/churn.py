@@ -63,6 +63,6 @@ def model(schema: Schema, seed: int) -> bytes:
 
 
 def bent_model(schema: Schema, seed: int) -> bytes:
-    """One hidden layer of 32. Needs more rounds than `model`: 200. Raises SchemaError."""
+    """One hidden layer of 32. Needs more rounds than `model`: 200 to 300. Raises SchemaError."""
     check_fits(schema, "churn")
     return tabular_classifier(schema, (HIDDEN,), seed)
