@@ -1,13 +1,17 @@
-"""Single cells of a table: is it a number, is it a date. Pure; refuses nothing: what is neither is None."""
+"""Single cells of a table: is it a number, is it a date. Pure; refuses nothing: what is neither is None.
+
+Dates are local time as written: an offset from UTC is left out, and `offsets` tells which there are.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
+_LONGEST: Final = 40  # characters of a date
 _GROUPED: Final = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 _COMMA: Final = re.compile(r"[+-]?\d+,\d+")
 _MONEY: Final = "$€£¥￥ \u00a0"
@@ -17,6 +21,11 @@ _YEAR_LAST: Final = re.compile(r"(\d{1,2})[-/.](\d{1,2})[-/.](\d{4}|\d{2})" + _T
 _COMPACT: Final = re.compile(r"((?:19|20)\d{2})(\d{2})(\d{2})" + _TIME)
 _DAY_NAME: Final = re.compile(r"(\d{1,2})[ -]([A-Za-z]{3})[a-z]*\.?,?[ -](\d{4})" + _TIME)
 _NAME_DAY: Final = re.compile(r"([A-Za-z]{3})[a-z]*\.? (\d{1,2}),? (\d{4})" + _TIME)
+_OFFSET: Final = re.compile(r".*:\d{2}(?:\.\d+)?\s*([AaPp][Mm])?\s*(Z|UTC|[+-]\d{2}:?\d{2})")
+_EPOCH: Final = re.compile(r"\d{9,19}(?:\.\d+)?")
+_PER_SECOND: Final = (1, 10**3, 10**6, 10**9)
+_FIRST_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC).timestamp()
+_LAST_EPOCH: Final = datetime(2040, 1, 1, tzinfo=UTC).timestamp()
 _CLOCK: Final = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?(?:\.\d+)?\s*([AaPp][Mm])?")
 _MONTHS: Final = {
     "jan": 1, "feb": 2, "mar": 3, "apr": 4, "may": 5, "jun": 6,
@@ -50,6 +59,27 @@ def dates(texts: Sequence[str]) -> list[datetime | None]:
     return [known[text] for text in texts]
 
 
+def offsets(texts: Sequence[str]) -> list[str]:
+    """The offsets from UTC that dates of a column are written with, Z among them."""
+    return sorted({found[2] for text in set(texts) if len(text) <= _LONGEST and (found := _OFFSET.fullmatch(text))})
+
+
+def epochs(texts: Sequence[str]) -> list[datetime | None]:
+    """Each cell's date in UTC, of seconds since 1970 (or milli-, micro-, nanoseconds) from 2000 to 2040."""
+    known = {text: _epoch(text) for text in set(texts)}
+    return [known[text] for text in texts]
+
+
+def _epoch(text: str) -> datetime | None:
+    if not _EPOCH.fullmatch(text):
+        return None
+    for parts in _PER_SECOND:
+        seconds = float(text) / parts
+        if _FIRST_EPOCH <= seconds < _LAST_EPOCH:
+            return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+    return None
+
+
 def _says_day_first(text: str) -> bool:
     found = _YEAR_LAST.fullmatch(text)
     return found is not None and (int(found[1]) > 12 or "." in text[:6])
@@ -60,7 +90,7 @@ def date(text: str, *, day_first: bool) -> datetime | None:
 
     A time alone, 14:05, is one of 1 January 1970.
     """
-    if len(text) > 40:
+    if len(text) > _LONGEST:
         return None
     if found := _YEAR_FIRST.fullmatch(text) or _COMPACT.fullmatch(text):
         year, month, day = found[1], found[2], found[3]

@@ -13,7 +13,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any, Final
 
-from aggregator.rehearsal import cells
+from aggregator.rehearsal import cells, units
 from aggregator.rehearsal.label_guess import answers_of
 from aggregator.rehearsal.leaks import leaks
 from aggregator.rehearsal.tables import DataRefused, Table
@@ -30,6 +30,10 @@ _ID_NAME: Final = re.compile(
     r"|no\.?"
     r"|编号|序号|.*编号|.*ID",
     re.IGNORECASE,
+)
+_TIME_NAME: Final = re.compile(
+    r"(?i:(.*[_ .-])?(ts|dt|time|timestamp|date|datetime|day|when|at|on|epoch|unix|created|updated|modified|seen|login"
+    r"|start|begin|end)(s|[_ .-].*)?)|.*(Time|Date|Timestamp|At|时间戳?|日期|时刻)"
 )
 
 
@@ -97,9 +101,11 @@ def _add_features(found: Understood, table: Table, wishes: Wishes) -> None:
             continue
         role, why, override = guess(name, column, table.decimal_comma)
         if name in asked:
-            role, why, override = asked[name], "as you said", ""
+            role, why, override = asked[name], _as_said(column, asked[name], table.decimal_comma), ""
         elif role == "dropped" and why.startswith("looks like an identifier"):
             found.warnings.append(f"{name!r} {why} and is left out; {override} keeps it")
+        if name not in asked or role == "number":
+            found.warnings += _mixed_units(name, column, role, table.decimal_comma)
         features = _features(name, column, role, table.decimal_comma)
         taken = role if role != "time" else f"time: {', '.join(one.name[len(name) + 1 :] for one in features)}"
         missing = sum(not cell for cell in column)
@@ -111,6 +117,24 @@ def _add_features(found: Understood, table: Table, wishes: Wishes) -> None:
             found.assumptions.append(Assumption(name, f"whose {role_of}; not learnt from", "as you said", option))
 
 
+def _as_said(column: Sequence[str], role: Role, decimal_comma: bool) -> str:
+    known = [cell for cell in column if cell]
+    if role == "time":
+        return f"as you said; {_time_words(known)}" if known else "as you said"
+    held = units.units_of(known, decimal_comma=decimal_comma) if role == "number" else ()
+    return f"as you said; in {held[0]}" if held else "as you said"
+
+
+def _mixed_units(name: str, column: Sequence[str], role: Role, decimal_comma: bool) -> list[str]:
+    """A warning where the numbers of a column are in several units."""
+    held = () if role == "time" else units.units_of(column, decimal_comma=decimal_comma)
+    if len(held) < 2:
+        return []
+    if role == "number":
+        return [f"{units.mixed(name, held)}; only those in {held[0]} are taken, the others count as missing"]
+    return [f"{units.mixed(name, held)}, or --number {shell(name)} takes those in {held[0]} alone"]
+
+
 def guess(name: str, column: Sequence[str], decimal_comma: bool) -> tuple[Role, str, str]:
     """Role, reason and the option that overrides it."""
     known = [cell for cell in column if cell]
@@ -120,15 +144,38 @@ def guess(name: str, column: Sequence[str], decimal_comma: bool) -> tuple[Role, 
     if distinct == 1:
         return "dropped", f"has the one value {known[0][:20]!r}", f"--category {shell(name)}"
     seen = known[:: max(1, len(known) // SAMPLE)]
-    numbers = [cells.number(cell, decimal_comma=decimal_comma) for cell in seen]
-    parsed = sum(value is not None for value in numbers) / len(seen)
     found_dates = cells.dates(seen)
     if sum(value is not None for value in found_dates) >= PARSED * len(seen) and not _plain_years(seen):
-        return "time", f"parses as dates such as {known[0][:20]}", f"--category {shell(name)}"
+        return "time", _time_words(seen), f"--category {shell(name)}"
+    since_1970 = sum(value is not None for value in cells.epochs(seen)) >= PARSED * len(seen)
+    if since_1970 and _TIME_NAME.fullmatch(name):
+        return "time", _time_words(seen), f"--number {shell(name)}"
+    role, why, override = _number_or_words(name, known, distinct, decimal_comma)
+    if since_1970 and role == "number":
+        return role, f"perhaps times counted since 1970; {why}", f"--time {shell(name)}"
+    return role, why, override
+
+
+def _number_or_words(name: str, known: Sequence[str], distinct: int, decimal_comma: bool) -> tuple[Role, str, str]:
+    seen = known[:: max(1, len(known) // SAMPLE)]
+    numbers = [cells.number(cell, decimal_comma=decimal_comma) for cell in seen]
+    parsed = sum(value is not None for value in numbers) / len(seen)
     strays = {cell for cell, value in zip(seen, numbers, strict=True) if value is None}
     if parsed >= PARSED or (parsed >= 0.5 and len(strays) <= 1):
         return _number_or_code(name, known, distinct, numbers, strays)
+    if len(held := units.units_of(seen, decimal_comma=decimal_comma)) == 1:
+        return "number", f"numbers in {held[0]}, {distinct} different", f"--category {shell(name)}"
     return _words(name, known, distinct)
+
+
+def _time_words(known: Sequence[str]) -> str:
+    """How the times of a column are read."""
+    such = f"such as {known[0][:26]}"
+    if not any(cells.dates(known)) and any(cells.epochs(known)):
+        return f"counted since 1970, read in UTC; {such}"
+    offsets = cells.offsets(known)
+    some = ", ".join(offsets[:3]) + (", …" if len(offsets) > 3 else "")
+    return f"local time as written ({some} left out); {such}" if offsets else f"parses as dates {such}"
 
 
 def _plain_years(seen: Sequence[str]) -> bool:
@@ -179,7 +226,8 @@ def _features(name: str, column: Sequence[str], role: Role, decimal_comma: bool)
         return _calendar(name, column)
     if role == "number":
         dated = cells.dates([cell for cell in column if cell])
-        values: list[float | None] = [cells.number(cell, decimal_comma=decimal_comma) for cell in column]
+        held = units.units_of(column, decimal_comma=decimal_comma)
+        values = units.numbers_in(column, held, decimal_comma=decimal_comma)
         if not any(value is not None for value in values) and any(dated):
             days = {cell: when.timestamp() / 86_400 if when else None for cell, when in _by_cell(column).items()}
             values = [days.get(cell) for cell in column]
@@ -192,7 +240,8 @@ def _features(name: str, column: Sequence[str], role: Role, decimal_comma: bool)
 
 def _by_cell(column: Sequence[str]) -> dict[str, Any]:
     known = [cell for cell in column if cell]
-    return dict(zip(known, cells.dates(known), strict=True))
+    when = cells.dates(known)
+    return dict(zip(known, when if any(when) else cells.epochs(known), strict=True))
 
 
 def _calendar(name: str, column: Sequence[str]) -> list[Feature]:
@@ -200,7 +249,7 @@ def _calendar(name: str, column: Sequence[str]) -> list[Feature]:
     when = _by_cell(column)
     if not any(when.values()):
         raise DataRefused(
-            f"--time names {name!r}, which holds no dates", f"write dates as 2024-05-31, or --drop {name}"
+            f"--time names {name!r}, which holds no dates", f"write dates as 2024-05-31, or --drop {shell(name)}"
         )
     parts: dict[str, Callable[[datetime], str]] = {
         "weekday": lambda at: DAYS[at.weekday()],

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from aggregator.rehearsal import cells
+from aggregator.rehearsal import cells, units
 from aggregator.rehearsal.tables import DataRefused, Table
 from aggregator.rehearsal.understood import Answers, Assumption, Wishes
 from edge_sdk.artifact.schema import LabelKind
@@ -28,18 +28,22 @@ _NO: Final = frozenset(("0", "no", "n", "false", "f", "off", "negative", "neg", 
 def answers_of(table: Table, wishes: Wishes, said: list[Assumption], notes: list[str]) -> Answers:
     """The label, None where a row's is none of it; what was taken for what goes to `said`. Raises DataRefused."""
     words = table.columns[wishes.label]
-    numbers = [cells.number(word, decimal_comma=table.decimal_comma) for word in words]
+    held = units.units_of(words, decimal_comma=table.decimal_comma)
+    numbers = units.numbers_in(words, held, decimal_comma=table.decimal_comma)
     counts = Counter(words)
     if len(counts) == 1:
         raise DataRefused(f"every row has the same {wishes.label!r}, {words[0][:40]!r}", "choose another --label")
-    kind, why = _label_kind(wishes, counts, numbers)
+    kind, why = _label_kind(wishes, counts, numbers, units.mixed(wishes.label, held) if len(held) > 1 else "")
+    if len(held) > 1:
+        notes.append(units.mixed(wishes.label, held))
     if kind == "number":
         known = [value for value in numbers if value is not None]
         if len(set(known)) < 2:
             raise DataRefused(f"{wishes.label!r} does not hold numbers", "leave --kind number out")
         if len(known) < len(words):
             notes.append(f"{len(words) - len(known)} rows whose {wishes.label!r} is no number are left out")
-        said.append(Assumption(wishes.label, "label: a number", why, "--kind classes"))
+        unit = f", in {held[0]}" if held else ""
+        said.append(Assumption(wishes.label, "label: a number", why + unit, "--kind classes"))
         return Answers(wishes.label, kind, (), numbers)
     names = _class_names(wishes, counts, notes)
     which = f"label: {names[1]!r} or not" if kind == "binary" else f"label: one of {len(names)} classes"
@@ -50,7 +54,10 @@ def answers_of(table: Table, wishes: Wishes, said: list[Assumption], notes: list
     return Answers(wishes.label, kind, names, values)
 
 
-def _label_kind(wishes: Wishes, counts: Counter[str], numbers: Sequence[float | None]) -> tuple[LabelKind, str]:
+def _label_kind(
+    wishes: Wishes, counts: Counter[str], numbers: Sequence[float | None], mixed: str
+) -> tuple[LabelKind, str]:
+    """The kind and why. `mixed`: what is wrong with its units, "" where nothing."""
     if wishes.kind == "binary" and len(counts) > 2:
         raise DataRefused(f"{wishes.label!r} has {len(counts)} values, not two", "give --kind classes or number")
     if wishes.kind:
@@ -65,7 +72,7 @@ def _label_kind(wishes: Wishes, counts: Counter[str], numbers: Sequence[float | 
     if len(counts) > MOST_CLASSES:
         raise DataRefused(
             f"{wishes.label!r} has {len(counts)} different texts: too many to be classes",
-            f"choose a label of at most {MOST_CLASSES} values, or a number",
+            mixed or f"choose a label of at most {MOST_CLASSES} values, or a number",
         )
     return "classes", f"{len(counts)} different texts"
 
