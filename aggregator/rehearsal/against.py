@@ -14,9 +14,10 @@ import numpy.typing as npt
 from aggregator.errors import AggregatorError, TaskRefused
 from aggregator.evaluation import logits
 from aggregator.rehearsal.fleet import VirtualFleet
+from aggregator.rehearsal.local_only import alone
 from aggregator.rehearsal.personal import personalise
 from aggregator.rehearsal.population import Population
-from aggregator.rehearsal.references import PlainPlan, alone, central, central_dp
+from aggregator.rehearsal.references import PlainPlan, central, central_dp
 from aggregator.rehearsal.scores import score, score_outputs, score_own
 from aggregator.rehearsal.settings import without_noise
 from aggregator.rehearsal.trial import Trial

@@ -1,12 +1,12 @@
-"""What a fleet is measured against: each device alone, one centre without privacy, one centre with the same privacy.
+"""What a fleet is measured against: one centre without privacy, one centre with the same privacy.
 
-All start from the same model and see the same rows. Choices (how many passes) are made on rows held back from those
-that are given, never on test rows. Refuses a private centre without an epsilon.
+Each device alone is `local_only`. All start from the same model and see the same rows. Choices (how many passes) are
+made on rows held back from those that are given, never on test rows. Refuses a private centre without an epsilon.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ from edge_sdk.training.noise import Gaussian
 from edge_sdk.training.plain import PlainPlan, batches, fit
 from edge_sdk.training.secure_random import SecretStream
 
-__all__ = ["PlainPlan", "alone", "central", "central_dp", "centre_noise"]
+__all__ = ["PlainPlan", "central", "central_dp", "centre_noise"]
 
 Labels = npt.NDArray[Any]
 FEWEST_WATCHED: Final = 5  # rows: a choice by fewer is a draw of lots
@@ -52,27 +52,6 @@ def central(
     """
     module, rng = GraphModule(model), Seeds(seed).generator("central")
     return write_vector(model, _fitted(module, features, labels, plan or PlainPlan(), watched, refit, rng), {})
-
-
-def alone(
-    model: bytes,
-    population: Population,
-    *,
-    plan: PlainPlan | None = None,
-    watched: float = 0.2,
-    refit: bool = False,
-    seed: int = 0,
-) -> Iterator[tuple[int, bytes]]:
-    """Each device by itself, without privacy: its place and its model's ONNX bytes. A device without rows is left out.
-
-    A device with too few rows to watch any trains for all passes. Raises TrainingFailed.
-    """
-    module, start = GraphModule(model), read_vector(model)
-    for place in np.flatnonzero(np.diff(population.bounds)):
-        own, rng = population.device(int(place)), Seeds(seed).generator("alone", int(place))
-        module.load_vector(start)
-        weights = _fitted(module, own.features, own.labels, plan or PlainPlan(), watched, refit, rng)
-        yield int(place), write_vector(model, weights, {})
 
 
 def _fitted(  # noqa: PLR0917 - what a reference is made of, once

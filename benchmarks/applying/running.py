@@ -16,9 +16,10 @@ import numpy.typing as npt
 from aggregator import tasks
 from aggregator.evaluation import Heldout, heldout, logits, measure
 from aggregator.rehearsal.fleet import VirtualDevice, VirtualFleet
+from aggregator.rehearsal.local_only import alone
 from aggregator.rehearsal.personal import personalise
 from aggregator.rehearsal.population import Population
-from aggregator.rehearsal.references import alone, central, central_dp
+from aggregator.rehearsal.references import central, central_dp
 from aggregator.rehearsal.scores import part
 from benchmarks.applying.dataset import Dataset, Rows
 from edge_sdk.artifact.features import INPUT, features, labels

@@ -7,7 +7,7 @@ matrices, biases left out. Draws nothing: a generator is passed in. Refuses a lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -63,16 +63,11 @@ def fit(
 
     Raises TrainingFailed "no-examples", "not-finite".
     """
-    if not len(data):
-        raise TrainingFailed("no-examples", "there are no examples to train on")
-    torch.set_num_threads(1)
-    run = _Newton(module, data, plan) if plan.optimizer == "lbfgs" else _Adam(module, data, plan, rng)
     if watched is None or not len(watched):
-        run.passes(plan.epochs)
+        _run(module, data, plan, rng).passes(plan.epochs)
         return Fitted(_finite(module), plan.epochs, float("nan"))
     best = Fitted(module.update_vector(), 0, mean_loss(module, watched))
-    for epoch in range(1, plan.epochs + 1):
-        run.passes(1)
+    for epoch in course(module, data, plan, rng):
         loss = mean_loss(module, watched)
         if loss < best.loss:
             best = Fitted(_finite(module), epoch, loss)
@@ -80,6 +75,21 @@ def fit(
             break
     module.load_vector(best.weights)
     return best
+
+
+def course(module: GraphModule, data: Batches, plan: PlainPlan, rng: np.random.Generator) -> Iterator[int]:
+    """Train the module pass by pass: how many it has behind it, 1 to the plan's epochs. Raises as `fit` does."""
+    run = _run(module, data, plan, rng)
+    for epoch in range(1, plan.epochs + 1):
+        run.passes(1)
+        yield epoch
+
+
+def _run(module: GraphModule, data: Batches, plan: PlainPlan, rng: np.random.Generator) -> _Adam | _Newton:
+    if not len(data):
+        raise TrainingFailed("no-examples", "there are no examples to train on")
+    torch.set_num_threads(1)
+    return _Newton(module, data, plan) if plan.optimizer == "lbfgs" else _Adam(module, data, plan, rng)
 
 
 def _finite(module: GraphModule) -> Vector:

@@ -9,7 +9,8 @@ from aggregator import tasks
 from aggregator.errors import TaskRefused
 from aggregator.evaluation import Heldout, evaluate
 from aggregator.rehearsal.fleet import Population, VirtualDevice, VirtualFleet
-from aggregator.rehearsal.references import PlainPlan, alone, central, central_dp, centre_noise
+from aggregator.rehearsal.local_only import alone
+from aggregator.rehearsal.references import PlainPlan, central, central_dp, centre_noise
 from aggregator.rehearsal.scores import score, score_own
 from aggregator.tasks import build_spec
 from edge_sdk.artifact.schema import Label, NumberField, Schema
@@ -81,6 +82,55 @@ def test_each_device_alone_learns_from_its_own_rows_only():
     one = score(models[0], Heldout("binary", {"features": x}, y), np.zeros(500, np.int64), two.names)
     assert one.overall == one.by_device["right"]
     assert one.mean("auc") == one.overall["auc"]
+
+
+def test_devices_alone_are_not_held_back_by_a_log_loss_that_few_rows_make_worse():
+    """Five rows of each of twelve classes and much confidence: answers get better while the log loss does not."""
+    names = tuple(f"c{i}" for i in range(12))
+    schema = Schema(tuple(NumberField(f"x{i}") for i in range(30)), Label("y", "classes", names))
+    rng = np.random.default_rng(3)
+    middles = rng.normal(size=(12, 30))
+
+    def drawn(count):
+        y = rng.integers(0, 12, count)
+        return (middles[y] + 1.5 * rng.normal(size=(count, 30))).astype(np.float32), y
+
+    people = Population.of([VirtualDevice(f"d{i}", *drawn(60)) for i in range(6)])
+    x, y = drawn(600)
+    first = tabular_classifier(schema, (), 0)
+    plan = PlainPlan("lbfgs", epochs=40, patience=8)
+    rights = {
+        watched: np.mean(
+            [
+                evaluate(model, Heldout("classes", {"features": x}, y))["accuracy"]
+                for _, model in alone(first, people, plan=plan, watched=watched)
+            ]
+        )
+        for watched in (0.0, 0.2)
+    }
+    assert rights[0.2] > 0.5
+    assert rights[0.2] > rights[0.0] - 0.02
+
+
+def test_devices_alone_stop_where_their_rows_together_say_so():
+    """Labels by chance, learnt by heart in 100 passes: as few as any are as good, and the rule takes the fewest."""
+    schema = Schema(tuple(NumberField(f"x{i}") for i in range(40)), Label("y", "number"))
+    rng = np.random.default_rng(4)
+    people = Population.of(
+        [
+            VirtualDevice(f"d{i}", rng.normal(size=(50, 40)).astype(np.float32), rng.normal(size=50).astype(np.float32))
+            for i in range(8)
+        ]
+    )
+    first = tabular_classifier(schema, (), 0)
+    plan = PlainPlan(learning_rate=0.05, epochs=100, batch_size=10)
+    size = {
+        watched: np.mean(
+            [np.linalg.norm(read_vector(model)) for _, model in alone(first, people, plan=plan, watched=watched)]
+        )
+        for watched in (0.0, 0.2)
+    }
+    assert size[0.2] < 0.5 * size[0.0]
 
 
 def test_the_private_centre_without_noise_walks_with_the_fleet():
