@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from aggregator import tasks
 from aggregator.errors import TaskRefused
 from aggregator.evaluation import Heldout, evaluate
 from aggregator.rehearsal.fleet import Population, VirtualDevice, VirtualFleet
-from aggregator.rehearsal.local_only import alone
+from aggregator.rehearsal.local_only import _worth, alone
 from aggregator.rehearsal.references import PlainPlan, central, central_dp, centre_noise
 from aggregator.rehearsal.scores import score, score_own
 from aggregator.tasks import build_spec
@@ -17,6 +18,7 @@ from edge_sdk.artifact.schema import Label, NumberField, Schema
 from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.artifact.weights import read_vector
 from edge_sdk.privacy import accounting
+from edge_sdk.training.module import GraphModule
 
 WIDTH, DEVICES = 4, 6
 TRUTH = np.array([1.0, -2.0, 0.5, 0.0])
@@ -110,6 +112,20 @@ def test_devices_alone_are_not_held_back_by_a_log_loss_that_few_rows_make_worse(
     }
     assert rights[0.2] > 0.5
     assert rights[0.2] > rights[0.0] - 0.02
+
+
+def test_passes_are_judged_by_answers_and_not_by_how_sure_they_are():
+    schema = Schema(SCHEMA.fields, Label("y", "classes", ("a", "b", "c")))
+    many, truth = GraphModule(tabular_classifier(schema, (), 0)), torch.tensor([0, 1, 2, 0])
+    modest = torch.zeros(4, 3)  # a log loss of 1.1, and one right answer
+    bold = torch.tensor([[9.0, 0, 0], [0, 9.0, 0], [0, 0, 9.0], [0, 9.0, 0]])  # 2.2, and three
+    assert _worth(many, bold, truth) > _worth(many, modest, truth)
+    two, answers = GraphModule(LINEAR), torch.tensor([1.0, 0.0, 1.0, 0.0])
+    ordered, sure = torch.tensor([[5.0], [4.0], [4.5], [4.0]]), torch.tensor([[0.1], [0.2], [0.3], [-0.1]])
+    assert _worth(two, ordered, answers) > _worth(two, sure, answers)
+    number = GraphModule(tabular_classifier(Schema(SCHEMA.fields, Label("y", "number")), (), 0))
+    assert _worth(number, answers.view(-1, 1), answers) > _worth(number, ordered, answers)
+    assert _worth(number, torch.full((4, 1), torch.nan), answers) == -np.inf
 
 
 def test_devices_alone_stop_where_their_rows_together_say_so():
