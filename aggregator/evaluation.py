@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aggregator.errors import ModelRefused, TaskRefused
-from aggregator.metrics import auc, coverage, of_classes, of_numbers
+from aggregator.metrics import TOP, auc, coverage, of_classes, of_numbers
 from edge_sdk.artifact.decide import in_units, interval_ends, levels, probabilities, seen
 from edge_sdk.artifact.errors import ArtifactError
 from edge_sdk.artifact.features import features, labels
@@ -24,11 +24,18 @@ from edge_sdk.artifact.names import SCHEMA
 from edge_sdk.artifact.schema import Label, Schema
 from edge_sdk.artifact.weights import metadata
 
-__all__ = ["LOWER_IS_BETTER", "Heldout", "auc", "evaluate", "gate", "heldout", "logits", "measure", "read_heldout"]
+__all__ = [
+    "LOWER_IS_BETTER", "Heldout", "auc", "evaluate", "gate", "heldout", "logits", "measure", "metrics_of",
+    "read_heldout", "usual_metric",
+]  # fmt: skip
 
 LOWER_IS_BETTER: Final = {"log_loss", "mse", "brier", "calibration_error", "rmse", "mae", "wape"}
 
 Floats = npt.NDArray[np.float64]
+
+_OF_CLASSES: Final = ("accuracy", "log_loss", "brier", "calibration_error", "macro_f1")
+_OF_RANKS: Final = ("hit_rate_10", "ndcg_10")
+_OF_NUMBERS: Final = ("rmse", "mae", "wape", "mse")
 
 
 class Heldout(NamedTuple):
@@ -125,6 +132,26 @@ def _measure_numbers(label: Label, heldout: Heldout, outputs: Floats) -> dict[st
     if len(label.quantiles) > 1:
         metrics["coverage"] = coverage(*interval_ends(label, values), heldout.values)
     return metrics
+
+
+def usual_metric(label: Label) -> str:
+    """The metric of a task that names none.
+
+    Of a label learned as a logarithm, rmse would be the error of the few largest alone; an interval is one of a
+    forecast, whose error is told as a share of what came.
+    """
+    if label.kind != "number":
+        return "auc" if label.kind == "binary" else "accuracy"
+    return "wape" if len(label.quantiles) > 1 else "mae" if label.log else "rmse"
+
+
+def metrics_of(label: Label) -> tuple[str, ...]:
+    """Every metric that held-out records with this label may give, the usual one first."""
+    if label.kind == "number":
+        names = (*_OF_NUMBERS, *(("coverage",) if len(label.quantiles) > 1 else ()))
+    else:
+        names = (*_OF_CLASSES, *(_OF_RANKS if label.outputs > TOP else ()))
+    return tuple(dict.fromkeys((usual_metric(label), *names)))
 
 
 def gate(metrics: Mapping[str, float], last: float | None, metric: str, min_improvement: float) -> str:

@@ -17,6 +17,7 @@ from aggregator import setup, status, task_terms, tasks
 from aggregator.about import read_about
 from aggregator.config import Config, ConfigError
 from aggregator.errors import TaskRefused
+from aggregator.evaluation import usual_metric
 from aggregator.home import Home
 from aggregator.recording import recorded
 from aggregator.releases.durable import exclusive
@@ -62,7 +63,7 @@ OPTIONS: Final[tuple[tuple[str, str, type, str], ...]] = (
     ("--server-decay", "server_decay", str, "of the server's rate over all rounds: none, linear, cosine"),
     ("--buffer", "buffer", int, "close a round as soon as so many uploads are in (default: 0, with its window)"),
     ("--accept-models", "accept_models", int, "take updates trained on so many last checkpoints (default: 1)"),
-    ("--metric", "metric", str, f"{', '.join(get_args(tasks.Metric))} (default: auc)"),
+    ("--metric", "metric", str, f"{', '.join(get_args(tasks.Metric))} (default: by the label)"),
     ("--min-improvement", "min_improvement", float, "over the last release; may be negative (default: 0)"),
     ("--release-every", "release_every", int, "rounds between releases (default: 1)"),
     ("--groups", "groups", int, "sums a round opens, each of at least --n-min devices (default: 1)"),
@@ -96,10 +97,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def create(home: Path, config: Config, chosen: argparse.Namespace, *, now: float) -> dict[str, Any]:
     """Check, lock the graph, add the task. Raises TaskRefused, ModelRefused, HomeRefused, ConfigError, ReleaseError."""
-    spec = _spec(chosen)
+    model = _read_model(Path(chosen.model))
+    spec = _spec(chosen, model)
     if chosen.about:
         spec = replace(spec, about=read_about(Path(chosen.about)))
-    model = _read_model(Path(chosen.model))
     held_out = Path(chosen.held_out) if chosen.held_out else None
     # One at a time: a second command for the same name must find the task, not lock another graph under it.
     with exclusive(home / "task-create.lock"), recorded(home, config) as (store, _):
@@ -112,13 +113,16 @@ def create(home: Path, config: Config, chosen: argparse.Namespace, *, now: float
     return {**made, "privacy": privacy, "warnings": warned}
 
 
-def _spec(chosen: argparse.Namespace) -> tasks.TaskSpec:
+def _spec(chosen: argparse.Namespace, model: bytes) -> tasks.TaskSpec:
+    """What is given, over what the task file says, over the metric that the model's label usually has."""
     given = {field: getattr(chosen, field) for _, field, _, _ in OPTIONS if getattr(chosen, field) is not None}
     given |= {name: True for name in SWITCHES if getattr(chosen, name)}
     fields = _read_spec(Path(chosen.spec)) if chosen.spec else {}
     for one, other in (("target_epsilon", "noise_multiplier"), ("noise_multiplier", "target_epsilon")):
         if one in given:
             fields.pop(other, None)  # the option says it instead
+    if "metric" not in {**fields, **given}:
+        given["metric"] = usual_metric(tasks.model_schema(model).label)
     return tasks.build_spec(**{**fields, **given, "name": chosen.name})
 
 
@@ -150,7 +154,8 @@ def plan(chosen: argparse.Namespace) -> dict[str, Any]:
 
     Raises TaskRefused, ConfigError.
     """
-    spec, model = _spec(chosen), _read_model(Path(chosen.model))
+    model = _read_model(Path(chosen.model))
+    spec = _spec(chosen, model)
     length = tasks.model_length(model)
     terms = tasks.settle(spec, length)
     settled = _settled(spec, terms, length)

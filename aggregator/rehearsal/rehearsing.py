@@ -22,7 +22,7 @@ from aggregator.rehearsal.choosing import Choice, Encoded, candidates, choose
 from aggregator.rehearsal.fleet import Figures, VirtualFleet
 from aggregator.rehearsal.population import Population
 from aggregator.rehearsal.scores import part, score, score_outputs
-from aggregator.rehearsal.settings import METRICS, Asked, spec_for
+from aggregator.rehearsal.settings import Asked, metric_for, spec_for
 from aggregator.rehearsal.splits import Split
 from aggregator.rehearsal.trial import Trial
 from aggregator.rehearsal.understood import Understood
@@ -47,9 +47,7 @@ def rehearse(
     cut = None if plain.schema.width > 400 else _encoded(found, split, intervals=True, seed=seed)
     if cut is not None and cut.schema == plain.schema:
         cut = None
-    metric = METRICS[found.answers.kind]
-    if plain.schema.label.log:
-        metric = "mae"  # an error of squares would be that of the few largest alone
+    metric = metric_for(asked, plain.schema.label)
     say("choosing a model by a validation part of the training rows (this choice is not private)")
     choice = choose(list(candidates(plain, cut, seed)), asked, seed, say)
     trial = _prepared(found, split, choice, asked, metric)
@@ -100,6 +98,9 @@ def _prepared(found: Understood, split: Split, choice: Choice, asked: Asked, met
     owners = split.owners[split.test]
     measured = score(choice.candidate.model, held, owners, split.names)
     if metric not in measured.overall:
+        if asked.given.get("metric"):
+            hint = "give a larger --test-share, or leave the metric out of --task"
+            raise TaskRefused(f"the {len(rows)} rows held back for the test give no {metric}", hint, reason="metric")
         metric = "log_loss"  # an AUC of test rows that are all of one class
     spec = spec_for(asked, people, choice.candidate.model, choice.pace, metric)
     counts = (np.diff(people.bounds), np.bincount(owners, minlength=len(split.names)))

@@ -16,8 +16,10 @@ import numpy as np
 
 from aggregator import tasks
 from aggregator.errors import TaskRefused
+from aggregator.evaluation import metrics_of, usual_metric
 from aggregator.rehearsal.population import Population
 from aggregator.tasks import TaskSpec
+from edge_sdk.artifact.schema import Label
 from edge_sdk.artifact.weights import read_vector
 from edge_sdk.protocol.messages import Placement, Unit
 
@@ -25,7 +27,6 @@ ROUNDS: Final = {"record": 100, "customer": 100, "device": 30}
 LOCAL_STEPS: Final = 5
 MOST_COHORT: Final = 1000
 PRESENT: Final = 0.8  # of the devices: the smallest cohort that the suggested task opens
-METRICS: Final = {"binary": "auc", "classes": "accuracy", "number": "rmse"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,17 @@ class Pace:
 def task_name(stem: str) -> str:
     """A task's name from a file's."""
     return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:40].strip("-") or "rehearsed"
+
+
+def metric_for(asked: Asked, label: Label) -> str:
+    """The metric that was asked for, else the label's usual one. Raises TaskRefused where the label cannot give it."""
+    wanted = asked.given.get("metric") or usual_metric(label)
+    fitting = metrics_of(label)
+    if wanted not in fitting:
+        kind = {"binary": "yes or no", "classes": "one of some classes", "number": "a number"}[label.kind]
+        hint = f'give one of {", ".join(fitting)} as "metric" in --task, or leave it out for {fitting[0]}'
+        raise TaskRefused(f"{label.name!r} is {kind}, which has no {wanted}", hint, reason="metric")
+    return str(wanted)
 
 
 def spec_for(asked: Asked, people: Population, model: bytes, pace: Pace, metric: str) -> TaskSpec:

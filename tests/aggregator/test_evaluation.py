@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 from aggregator import metrics
 from aggregator.errors import ModelRefused, TaskRefused
-from aggregator.evaluation import Heldout, auc, evaluate, gate, heldout, logits, measure, read_heldout
+from aggregator.evaluation import (
+    Heldout,
+    auc,
+    evaluate,
+    gate,
+    heldout,
+    logits,
+    measure,
+    metrics_of,
+    read_heldout,
+    usual_metric,
+)
 from edge_sdk.artifact.schema import Label, NumberField, Schema, SequenceField, SeriesField
 from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.artifact.weights import read_vector, write_vector
@@ -185,3 +196,27 @@ def test_held_out_demand_is_read_and_measured_from_a_file(tmp_path):
     found = evaluate(model, read_heldout(model, file))
     assert set(found) == {"mse", "rmse", "mae", "wape", "coverage"}
     assert gate({"wape": 0.3}, 0.2, "wape", 0.0)
+
+
+def zeros(label: Label) -> dict[str, float]:
+    """Every metric of a model that answers 0 throughout, over records of every answer."""
+    fields = (NumberField("a"),)
+    answers = [*label.names] or [1.0, 2.0]
+    held = heldout(Schema(fields, label), [{"a": 0.0}] * len(answers), answers)
+    return measure(held, np.zeros((len(answers), label.outputs)))
+
+
+@pytest.mark.parametrize(
+    ("label", "usual"),
+    [
+        (Label("y", "binary", ("no", "yes")), "auc"),
+        (Label("y", "classes", ("a", "b", "c")), "accuracy"),
+        (Label("y", "classes", tuple("abcdefghijk")), "accuracy"),
+        (Label("y", "number"), "rmse"),
+        (Label("y", "number", log=True), "mae"),
+        (Label("y", "number", quantiles=(0.1, 0.5, 0.9)), "wape"),
+    ],
+)
+def test_the_metrics_of_a_label_are_those_that_are_measured(label, usual):
+    assert metrics_of(label)[0] == usual_metric(label) == usual
+    assert set(metrics_of(label)) == zeros(label).keys()

@@ -114,6 +114,44 @@ def test_a_task_file_of_rubbish_values_ends_in_one_line_and_a_remedy(tmp_path, c
     assert said[1].startswith("aggregator: hint: ")
 
 
+def test_a_metric_that_the_label_cannot_give_is_refused_with_those_that_fit(tmp_path, capsys):
+    data = written(tmp_path / "a.csv", rows())
+    (tmp_path / "task.json").write_text('{"metric": "rmse"}')
+    words = ["--label", "left", "--by", "shop", "--task", tmp_path / "task.json", "--report", tmp_path / "out"]
+    assert run(data, *words) == 2
+    error, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert "'left' is yes or no, which has no rmse" in error
+    assert "auc, accuracy, log_loss" in hint
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_metric_that_was_asked_for_is_what_the_report_goes_by(tmp_path, capsys):
+    data, out = written(tmp_path / "a.csv", rows()), tmp_path / "out"
+    (tmp_path / "task.json").write_text('{"metric": "macro_f1", "rounds": 2}')
+    words = ["--label", "left", "--by", "shop", "--task", tmp_path / "task.json", "--no-masks", "--report", out]
+    assert run(data, *words) == 0
+    assert "round 2 of 2: 6 devices" in (said := capsys.readouterr().out)
+    assert "macro_f1" in said
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["metric"] == json.loads((out / "task.json").read_text())["metric"] == "macro_f1"
+    assert summary["curve"][-1][1] == summary["scores"]["fleet"]["macro_f1"]
+
+
+@pytest.mark.slow
+def test_a_metric_that_the_test_rows_do_not_give_is_refused_where_it_was_asked_for(tmp_path, capsys):
+    made = rows()
+    for place, row in enumerate(made):
+        row["left"] = "yes" if place == 7 else "no"
+    data = written(tmp_path / "a.csv", made)
+    (tmp_path / "task.json").write_text('{"metric": "auc", "rounds": 1}')
+    words = ["--label", "left", "--by", "shop", "--task", tmp_path / "task.json", "--no-masks"]
+    assert run(data, *words, "--report", tmp_path / "out") == 2
+    error, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert "held back for the test give no auc" in error
+    assert "--test-share" in hint
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_customers_on_several_devices_are_counted_and_told_what_they_pay(tmp_path, capsys):

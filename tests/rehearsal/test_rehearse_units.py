@@ -38,7 +38,8 @@ def taken(column, name="x", **wishes):
     ("form", "unit"),
     [
         ("{} kg", "kg"), ("USD {}", "USD"), ("{}°C", "°C"), ("{}s", "s"), ("{}元", "元"), ("{} EUR", "EUR"),
-        ("{} km/h", "km/h"), ("{} m²", "m²"), ("{} 公斤", "公斤"), ("US${}", "US$"), ("{} hours", "hour"), ("{}lbs.", "lb"),
+        ("{} km/h", "km/h"), ("{} m²", "m²"), ("{} 公斤", "公斤"), ("US${}", "US$"), ("{} hours", "hour"),
+        ("{}lbs.", "lb"),
     ],
 )  # fmt: skip
 def test_numbers_with_one_and_the_same_unit_are_numbers(form, unit):
