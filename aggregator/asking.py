@@ -43,7 +43,7 @@ def query(asks: Sequence[str], schema: Schema, name: str = "question") -> Query:
 
 def _statistics(ask: str, schema: Schema) -> list[Statistic]:
     kind, _, rest = ask.partition(":")
-    if kind == "labels":
+    if ask == "labels":
         return _labels(schema)
     if kind == "model":
         return [_model(schema, rest)]
@@ -75,13 +75,19 @@ def _range(ask: str, field: str, further: str, schema: Schema) -> tuple[float, f
     parts = further.split(":") if further else []
     try:
         if len(parts) in (2, 3):
-            return float(parts[0]), float(parts[1]), int(parts[2]) if parts[2:] else 0
+            return float(parts[0]), float(parts[1]), _bins(parts[2]) if parts[2:] else 0
     except ValueError as error:
         raise TaskRefused(f"{ask!r} has bounds that are no numbers", HINT, reason="question") from error
     known = next(each for each in schema.fields if each.name == field)
     if parts or not isinstance(known, NumberField):
         raise TaskRefused(f"{ask!r} needs bounds", HINT, reason="question")
     return *around(known.mean, known.scale), 0
+
+
+def _bins(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise TaskRefused(f"{text!r} is no number of bins", HINT, reason="question")
+    return int(text)
 
 
 def around(mean: float, scale: float) -> tuple[float, float]:
@@ -116,6 +122,4 @@ def _labels(schema: Schema) -> list[Statistic]:
 def _model(schema: Schema, bins: str) -> Statistic:
     if schema.label.kind == "number":
         return Statistic("model", layout.LABEL, 0.0, REACH * schema.label.scale, 0, ())
-    if bins and not bins.isdecimal():
-        raise TaskRefused(f"{bins!r} is no number of bins", HINT, reason="question")
-    return Statistic("model", layout.LABEL, 0.0, MOST_LOSS, int(bins or SCORES), ())
+    return Statistic("model", layout.LABEL, 0.0, MOST_LOSS, _bins(bins) if bins else SCORES, ())

@@ -83,7 +83,7 @@ def _check_numbers(statistic: Statistic) -> None:
         raise QueryRefused(f"the bounds of {_said(statistic)} are not finite: give two numbers")
     if statistic.kind in ("moments", "histogram") and not low < high:
         raise QueryRefused(f"{_said(statistic)} lies between {low:g} and {high:g}: give a lower and a higher bound")
-    if statistic.kind == "histogram" and not statistic.bins:
+    if statistic.kind == "histogram" and statistic.bins < 1:
         raise QueryRefused(f"{_said(statistic)} has no bins: ask for at least one")
     if statistic.kind == "model" and not high > 0:
         raise QueryRefused("the largest loss that counts must be above 0")

@@ -90,6 +90,12 @@ def test_a_question_that_costs_training_rounds_says_how_many(home, capsys):
         (["--task", "kpis", "--ask", "words:age", "--epsilon", "1"], "'age' holds no words"),
         (["--task", "kpis", "--scales", "--range", "plan:0:1", "--epsilon", "1"], "is no number"),
         (["--task", "kpis", "--scales", "--range", "age", "--epsilon", "1"], "is no range"),
+        # What is wrong with the question itself comes before what it would cost.
+        (["--task", "kpis", "--ask", "mean:income", "--epsilon", "0.0001"], "no field"),
+        (["--task", "kpis", "--ask", "histogram:age:0:90:0", "--epsilon", "0.0001"], "'0' is no number of bins"),
+        (["--task", "kpis", "--ask", "histogram:age:0:90:-3", "--epsilon", "0.5"], "'-3' is no number of bins"),
+        (["--task", "kpis", "--ask", "model:0", "--epsilon", "0.0001"], "'0' is no number of bins"),
+        (["--task", "kpis", "--ask", "labels:churn", "--epsilon", "0.0001"], "no field"),
         (["show", "7"], "no question 7"),
     ],
 )
