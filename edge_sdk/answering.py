@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ALTERNATIVES: Final = 3
 REMEMBERED: Final = 256  # vectors of answers
+SHOWN_FIELDS: Final = 8
 HANDOVER: Final = {
     "en": "One moment, please: I am passing you on to a colleague.",
     "zh": "请稍候，我为您转接人工客服。",
@@ -116,9 +117,20 @@ def handover(language: str, said: Mapping[str, str]) -> str:
 
 
 def record_of(schema: Schema, asked: Any) -> dict[str, Any]:
-    """The record that was asked about; a plain text goes into the schema's one text field. Raises ValueError."""
-    if not isinstance(asked, str):
+    """The record that was asked about; a plain text goes into the schema's one text field.
+
+    Raises ValueError, RecordError.
+    """
+    if isinstance(asked, Mapping):
         return dict(asked)
+    if not isinstance(asked, str):
+        from edge_sdk.artifact.errors import RecordError
+        from edge_sdk.artifact.values import shown
+
+        names = ", ".join(repr(field.name) for field in schema.fields[:SHOWN_FIELDS])
+        more = ", ..." if len(schema.fields) > SHOWN_FIELDS else ""
+        what = f"a record must be a mapping of field names to values ({names}{more}), not {shown(asked)}"
+        raise RecordError("wrong-type", what)
     texts = _texts(schema)
     if len(texts) != 1:
         raise ValueError(f"the task reads {len(texts)} texts; give the fields of the record by their names")

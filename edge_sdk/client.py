@@ -238,7 +238,10 @@ class EdgeClient:
             return
         try:
             if not isinstance(task, str) or not isinstance(fields, Mapping):
-                raise TypeError(f"record(task: str, fields: mapping, label) got {type(task)}, {type(fields)}")
+                raise TypeError(
+                    "record takes a task's name (a text) and a mapping of field names to values, "
+                    f"not {type(task).__name__} and {type(fields).__name__}"
+                )
             carried = checked_version(consent) if consent else 0
             engine.record((task, dict(fields), label, None if subject is None else str(subject), carried))
         except Exception as error:

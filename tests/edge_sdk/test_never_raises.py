@@ -76,3 +76,18 @@ def test_a_prediction_at_the_start_waits_for_its_own_task_only(tmp_path):
             assert fl.predict("churn", {"calls": 1.0}).model_version == 3
             assert time.monotonic() - begin < 1.0
             fl._engine.opened.set()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("given", [None, [("calls", 1.0)], 7])
+def test_a_record_that_is_none_is_told_what_one_is(tmp_path, given):
+    told: list[BaseException] = []
+    with FakeAggregator(tmp_path) as fake:
+        fake.install("churn", MODEL)
+        with fake.client(on_error=told.append) as fl:
+            said = fl.predict("churn", given).error
+            assert "a record must be a mapping of field names to values ('calls')" in said
+            assert f"not {given!r}" in said
+            fl.record("churn", given, "stays")
+    assert "a mapping of field names to values" in str(told[0])
+    assert f"not str and {type(given).__name__}" in str(told[0])
