@@ -3,15 +3,18 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from aggregator.metrics import auc
 from benchmarks.applications import folded
+from benchmarks.applying import satisfaction
 from benchmarks.applying.churn import SETS as CHURN
 from benchmarks.applying.dataset import Dataset, Rows, data_directory, every_fifth, subject_numbers
 from benchmarks.applying.running import RUNS, Bench
 from benchmarks.applying.satisfaction import SETS as SURVEYS
 from benchmarks.applying.scaling import number, one_digit
+from edge_sdk.artifact.features import column_spans, features
 from edge_sdk.artifact.recipes import churn
 from edge_sdk.artifact.schema import NumberField
 
@@ -146,3 +149,16 @@ def test_a_tabular_set_has_its_rows_and_none_that_give_the_label_away(name):
     bench = Bench(dataset, validating=True)
     assert np.linalg.norm(bench.population.features, axis=1).mean() < 10
     assert {bench.spec(setting).unit for setting in dataset.settings} == {"record"}
+
+
+def test_a_code_that_only_test_rows_hold_is_none_of_the_vocabulary(tmp_path):
+    columns = [*satisfaction._RATINGS, *satisfaction._CODES, "satisfied"]
+    table = pd.DataFrame({name: [1, 2, 3] * 4 for name in columns})
+    table = table.assign(client="a", split=["train"] * 9 + ["test"] * 3, lang=[1, 2] * 4 + [1, 9, 9, 9], satisfied=1)
+    (tmp_path / "satisfaction_sfo").mkdir()
+    table.to_csv(tmp_path / "satisfaction_sfo" / "survey.csv.gz")
+    made = SURVEYS["satisfaction_sfo"](tmp_path)
+    (lang,) = [field for field in made.schema.fields if field.name == "lang"]
+    assert lang.vocabulary == ("1", "2")
+    other = features(made.schema, made.test.records)["features"][:, column_spans(made.schema)["lang"]]
+    assert other[:, 2].tolist() == [1.0, 1.0, 1.0]
