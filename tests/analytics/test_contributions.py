@@ -141,6 +141,7 @@ def test_the_reach_of_each_statistic_is_what_the_specification_says():
         (Statistic("moments", "age", float("nan"), 5.0, 0, ()), "not finite"),
         (Statistic("histogram", "age", -1e308, 1e308, 3, ()), "not finite"),
         (Statistic("histogram", "age", 0.0, 5.0, 0, ()), "no bins"),
+        (Statistic("histogram", "age", 0.0, 5.0, -3, ()), "no bins"),
         (Statistic("words", "plan", 0.0, 0.0, 0, ()), "are none"),
         (Statistic("words", "plan", 0.0, 0.0, 0, ("a", "a")), "comes twice"),
         (Statistic("model", "", 0.0, 0.0, 3, ()), "above 0"),
