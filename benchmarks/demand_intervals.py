@@ -34,27 +34,23 @@ from aggregator.rehearsal.references import central  # noqa: E402 # as above
 from benchmarks.applying.dataset import Dataset, Rows, data_directory  # noqa: E402 # as above
 from benchmarks.applying.demand import SETS  # noqa: E402 # as above
 from benchmarks.applying.running import population  # noqa: E402 # as above
-from edge_sdk.artifact.decide import interval_ends  # noqa: E402 # as above
-from edge_sdk.artifact.features import labels, scores  # noqa: E402 # as above
-from edge_sdk.interval_scores import FEWEST, IntervalScores  # noqa: E402 # as above
+from edge_sdk.artifact.features import intervals, scores  # noqa: E402 # as above
+from edge_sdk.interval_scores import FEWEST, IntervalScores, threshold  # noqa: E402 # as above
 from edge_sdk.windows import Windows  # noqa: E402 # as above
 
 MISS: Final = 0.2
+LONGEST: Final = 100  # scores a site that any rule looks at
 Floats = npt.NDArray[np.float64]
 Rule = Callable[[list[float]], float]  # the scores of a site so far, oldest first, to how far its interval is moved
 
 
 @dataclass(frozen=True)
 class Forecasts:
-    """Rows in the order of their days. `outputs`: logits [B, 3]; `actual`: labels [B] in their unit.
-
-    `score`: [B], how far the label lay outside the model's own interval.
-    """
+    """Rows in the order of their days. `outputs`: logits [B, 3]; `score` [B]: how far the label lay outside of them."""
 
     dataset: Dataset
     rows: Rows
     outputs: Floats
-    actual: Floats
     score: Floats
 
     @property
@@ -79,9 +75,8 @@ def forecasts(dataset: Dataset, model: bytes, rows: Rows) -> Forecasts:
     ordered = rows.take(np.argsort([np.datetime64(record["day"]) for record in rows.records], kind="stable"))
     outputs = logits(model, heldout(dataset.schema, ordered.records, ordered.answers).inputs)
     outputs = np.asarray(outputs, np.float64).reshape(len(ordered), -1)
-    actual = labels(dataset.schema, ordered.answers, ordered.records).astype(np.float64)
     found = scores(dataset.schema, outputs, ordered.answers, ordered.records)
-    return Forecasts(dataset, ordered, outputs, actual, found)
+    return Forecasts(dataset, ordered, outputs, found)
 
 
 def stages(dataset: Dataset, setting: str, *, validating: bool) -> tuple[Forecasts, Forecasts]:
@@ -138,40 +133,52 @@ def _days(part: Forecasts) -> Iterator[tuple[int, list[int]]]:
 
 def split(last: int, known: list[float], level: float = 1 - MISS) -> float:
     """Split conformal prediction over the last scores: their quantile, of a finite sample."""
-    newest = sorted(known[-last:])
-    place = math.ceil((len(newest) + 1) * level)
-    return newest[min(max(place, 1), len(newest)) - 1]
+    return threshold(known[-last:], level)
+
+
+def fading(decay: float, known: list[float]) -> float:
+    """The same with weights that fade with age (Barber, Candès, Ramdas and Tibshirani 2023)."""
+    newest = np.array(known[-LONGEST:])
+    weights, order = decay ** np.arange(len(newest))[::-1], np.argsort(newest, kind="stable")
+    summed = np.cumsum(weights[order])
+    place = int(np.searchsorted(summed, (1 - MISS) * (summed[-1] + 1.0)))
+    return float(newest[order][min(place, len(newest) - 1)])
 
 
 def adaptive(gamma: float, last: int, known: list[float]) -> float:
     """Adaptive conformal inference (Gibbs and Candès 2021): the level of that quantile follows the misses."""
-    level = 1 - MISS
+    level, known = 1 - MISS, known[-LONGEST:]
     for place in range(FEWEST, len(known)):
         level += gamma * ((known[place] > split(last, known[:place], level)) - MISS)
     return split(last, known, level)
 
 
 def tracking(first: float, least: float, known: list[float]) -> float:
-    """Quantile tracking with steps of first / sqrt(t), at least `least`."""
-    threshold = 0.0
-    for count, score in enumerate(known, start=1):
-        threshold += max(least, first / math.sqrt(count)) * ((score > threshold) - MISS)
-    return threshold
+    """Quantile tracking (Angelopoulos, Barber and Bates 2024) from the quantile of the first scores.
+
+    Steps of first / sqrt(t), at least `least`, in deviations of the last scores.
+    """
+    newest = known[-LONGEST:]
+    unit, at = float(np.std(newest)), split(FEWEST, newest[:FEWEST])
+    for count, score in enumerate(newest[FEWEST:], start=1):
+        at += unit * max(least, first / math.sqrt(count)) * ((score > at) - MISS)
+    return at
 
 
 RULES: Final[dict[str, Rule]] = {
+    "split conformal, last 40": partial(split, 40),
     "split conformal, last 60": partial(split, 60),
+    "split conformal, last 80": partial(split, 80),
     "split conformal, last 100": partial(split, 100),
-    "adaptive, 0.02": partial(adaptive, 0.02, 100),
-    "adaptive, 0.05": partial(adaptive, 0.05, 100),
-    "tracking, step 0.05": partial(tracking, 0.05, 0.05),
-    "tracking, step 0.1": partial(tracking, 0.1, 0.1),
-    "tracking, step 0.2": partial(tracking, 0.2, 0.2),
-    "tracking, 0.3 falling to 0.1": partial(tracking, 0.3, 0.1),
-    "tracking, 0.5 falling to 0.1": partial(tracking, 0.5, 0.1),
-    "tracking, 0.8 falling to 0.05": partial(tracking, 0.8, 0.05),
+    "fading by 0.95 a day": partial(fading, 0.95),
+    "fading by 0.97 a day": partial(fading, 0.97),
+    "fading by 0.99 a day": partial(fading, 0.99),
+    "adaptive, 0.015, last 60": partial(adaptive, 0.015, 60),
+    "adaptive, 0.015, last 100": partial(adaptive, 0.015, 100),
+    "adaptive, 0.05, last 100": partial(adaptive, 0.05, 100),
+    "tracking, step 0.3": partial(tracking, 0.3, 0.3),
+    "tracking, 0.5 falling to 0.2": partial(tracking, 0.5, 0.2),
     "tracking, 0.8 falling to 0.1": partial(tracking, 0.8, 0.1),
-    "tracking, 1.2 falling to 0.1": partial(tracking, 1.2, 0.1),
 }
 
 
@@ -184,10 +191,10 @@ def figures(now: Forecasts, moved: Floats) -> dict[str, float]:
     The interval score (Gneiting and Raftery 2007) is the width and 2 / 0.2 times how far a day lay outside: a wide
     interval pays, and so does one that misses. Lower is better.
     """
-    label, by, sites = now.dataset.schema.label, np.nan_to_num(moved), now.sites
-    median, (low, high) = now.outputs[:, label.median], interval_ends(label, now.outputs)
-    low, high = np.minimum(low - by, median), np.maximum(high + by, median)
-    outside = np.maximum(np.maximum(low - now.actual, now.actual - high), 0.0)
+    sites, by = now.sites, np.nan_to_num(moved).tolist()
+    low, high = np.log1p(np.array(intervals(now.dataset.schema, now.outputs, now.rows.records, by))).T
+    actual = np.log1p(np.array(now.rows.answers, float))
+    outside = np.maximum(np.maximum(low - actual, actual - high), 0.0)
     inside, width = outside == 0, high - low
     each = np.array([inside[sites == site].mean() for site in np.unique(sites)])
     return {
@@ -195,8 +202,8 @@ def figures(now: Forecasts, moved: Floats) -> dict[str, float]:
         "least": float(each.min()),
         "most": float(each.max()),
         "deviation": float(each.std()),
-        "width": float(width.mean() * label.scale),
-        "interval_score": float((width + 2 / MISS * outside).mean() * label.scale),
+        "width": float(width.mean()),
+        "interval_score": float((width + 2 / MISS * outside).mean()),
         "calibrated": float(np.isfinite(moved).mean()),
     }
 

@@ -15,6 +15,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from edge_sdk.retention import PLAUSIBLE
@@ -217,12 +218,15 @@ class Windows:
         """What stands for a subject; b"" for none."""
         return self._name(subject)
 
-    def newest(self, place: tuple[str, str, bytes], last: int) -> list[Any]:
-        """The labels of a task, a field and a key that were recorded last, of every subject, oldest first."""
+    def newest(self, place: tuple[str, str, bytes], last: int, *, dated: bool) -> list[Any]:
+        """The last labels of a task, a field and a key, of every subject, oldest first.
+
+        By their own times where `dated`; without, by when they were recorded: running numbers are each subject's own.
+        """
         with self._lock:
             subjects = self._of_key.get(place, ())
             entries = [entry for each in subjects for entry in self._held.get(Window(*place, each), ())]
-        newest = heapq.nlargest(last, entries, key=lambda entry: (entry[2], entry[0]))
+        newest = heapq.nlargest(last, entries, key=itemgetter(0, 2) if dated else itemgetter(2, 0))
         return [label for _, label, _ in reversed(newest)]
 
     def _before(self, place: tuple[str, str, bytes], subject: bytes | None, when: int | None) -> list[Any]:

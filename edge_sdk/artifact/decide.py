@@ -24,13 +24,13 @@ def decide(schema: Schema, logits: Array, records: Records | None = None) -> lis
     """Per record, (label, score) from best to worst; logits float32 [B, outputs].
 
     Scores of binary and classes are probabilities that sum to 1. A number gives one pair: its name and its value, the
-    median where there are quantiles. `records` are needed where the label is `relative_to` or `unseen_of` a field of
-    theirs: what a record has seen is not ranked, unless it has seen all.
+    median where there are quantiles, not below 0 where no label is (`_least`). `records` are needed where the label is
+    `relative_to` or `unseen_of` a field of theirs: what a record has seen is not ranked, unless it has seen all.
     """
     label = schema.label
     if label.kind == "number":
         values = in_units(label, logits, levels(schema, records))[:, label.median]
-        return [[(label.name, float(value))] for value in values]
+        return [[(label.name, float(value))] for value in np.maximum(values, _least(schema, values))]
     hidden = seen(schema, records)
     scores = probabilities(label, logits, hidden)
     ranked = np.argsort(-scores, axis=1, kind="stable")
@@ -47,7 +47,7 @@ def intervals(
     """Per record the outer quantiles of a number, in its own units, around its prediction; None without quantiles.
 
     `widened`: how far both ends are moved outwards (below 0: inwards, at most to the prediction), one a record, in the
-    unit of the logits: the label's scale.
+    unit of the logits: the label's scale. No end lies below 0 where no label does (`_least`).
     """
     label = schema.label
     if len(label.quantiles) < 2:
@@ -55,7 +55,9 @@ def intervals(
     table = np.array(logits, np.float64).reshape(-1, label.outputs)
     if widened is not None:
         _widen(label, table, np.asarray(widened, np.float64))
-    low, high = interval_ends(label, in_units(label, table, levels(schema, records)))
+    values = in_units(label, table, levels(schema, records))
+    least = _least(schema, values[:, label.median])
+    low, high = (np.maximum(end, least) for end in interval_ends(label, values))
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
@@ -64,6 +66,17 @@ def _widen(label: Label, table: Array, by: Array) -> None:
     low, high = interval_ends(label, table)
     prediction = table[:, label.median].copy()
     table[:, 0], table[:, -1] = np.minimum(low - by, prediction), np.maximum(high + by, prediction)
+
+
+def _least(schema: Schema, prediction: Array) -> Array:
+    """[B]: the least that a label may be: 0 where it is `log`, as amounts and counts are.
+
+    Of other numbers below 0, which a `log` label may be too, a prediction below 0 tells; not of one relative to a `log`
+    series, which takes all below 0 for 0.
+    """
+    label = schema.label
+    counted = bool(label.relative_to) and schema.series(label.relative_to).log
+    return np.where(label.log & (counted | (prediction >= 0)), 0.0, -np.inf)
 
 
 def interval_ends(label: Label, values: Array) -> tuple[Array, Array]:

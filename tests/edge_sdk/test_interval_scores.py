@@ -8,19 +8,20 @@ import math
 import os
 import struct
 from datetime import date, timedelta
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sdk.artifact.features import intervals, scores
+from edge_sdk.artifact.features import decide, intervals, scores
 from edge_sdk.artifact.recipes import demand
 from edge_sdk.artifact.schema import Label, NumberField, Schema
 from edge_sdk.cli import main
 from edge_sdk.config import load
 from edge_sdk.examples_store import ExamplesStore
-from edge_sdk.interval_scores import FEWEST, FIRST_STEP, KEPT, LEAST_STEP, IntervalScores, tracked
+from edge_sdk.interval_scores import FEWEST, KEPT, IntervalScores, threshold
 from edge_sdk.recorder import Recorder, open_examples
 from edge_sdk.surroundings import Live
 from edge_sdk.testing import FakeAggregator
@@ -39,25 +40,68 @@ def record(n: int, site: str = "hall") -> dict[str, object]:
 # -- the rule --------------------------------------------------------------------------------------------------------
 
 
-def test_the_threshold_takes_the_steps_of_the_rule():
-    assert tracked([], 0.2) == 0.0
-    assert tracked([9.0], 0.2) == pytest.approx(0.8 * 0.8)
-    assert tracked([9.0, -9.0, 9.0], 0.2) == pytest.approx(0.64 - 0.2 * 0.8 / math.sqrt(2) + 0.8 * 0.8 / math.sqrt(3))
-    fallen = [-9.0] * 200
-    assert tracked([*fallen, -9.0], 0.2) - tracked(fallen, 0.2) == pytest.approx(-0.2 * LEAST_STEP)
+SCORES = st.lists(st.floats(-100, 100), min_size=FEWEST, max_size=KEPT)
 
 
-@given(st.lists(st.floats(-1, 1), min_size=300, max_size=300), st.sampled_from([0.1, 0.2, 0.5]))
-def test_whatever_comes_the_share_missed_is_near_the_promise(came, miss):
-    missed = sum(score > tracked(came[:day], miss) for day, score in enumerate(came))
-    # Angelopoulos, Barber and Bates 2024, theorem 1, for scores over a range of 2.
-    bound = (2 + FIRST_STEP) / (LEAST_STEP * len(came))
-    assert abs(missed / len(came) - miss) <= bound
+@given(SCORES, st.sampled_from([0.5, 0.6, 0.7, 0.8, 0.9]))
+def test_the_threshold_is_the_least_score_that_enough_of_all_and_the_next_lie_under(came, share):
+    wanted = Fraction(str(share)) * (len(came) + 1)
+    assert threshold(came, share) == min(q for q in came if sum(score <= q for score in came) >= wanted)
 
 
-def test_on_days_that_are_alike_the_threshold_is_near_the_quantile():
-    came = np.random.default_rng(0).normal(size=2000).tolist()
-    assert np.mean([tracked(came[:days], 0.2) for days in range(1000, 2000, 10)]) == pytest.approx(0.84, abs=0.1)
+def test_a_share_that_is_no_whole_number_of_tenths_in_binary_takes_the_same_place():
+    assert 0.8 - 0.1 > 0.7
+    assert threshold([float(n) for n in range(1, 20)], 0.8 - 0.1) == 14.0
+
+
+def test_a_promise_that_few_scores_cannot_keep_is_kept_to_the_largest():
+    assert threshold([3.0, 1.0, 2.0] * 5, 0.95) == 3.0
+    assert threshold([float(n) for n in range(19)], 0.95) == 18.0
+    assert threshold([float(n) for n in range(39)], 0.95) == 37.0
+
+
+@given(SCORES, st.integers(-8, 8))
+def test_scores_of_another_scale_have_a_threshold_of_that_scale(came, power):
+    assert threshold([2.0**power * score for score in came], 0.8) == 2.0**power * threshold(came, 0.8)
+
+
+def lives(came: list[float]) -> list[float]:
+    """What a device moves the interval of each day by that it calibrates, the first after FEWEST days."""
+    kept, moved = IntervalScores(Windows()), []
+    for n, score in enumerate(came):
+        moved.append(kept.widening("demand", SCHEMA, record(n)))
+        kept.add("demand", SCHEMA, record(n), None, score, now=0, at=n)
+    assert moved[:FEWEST] == [None] * FEWEST
+    return [by for by in moved if by is not None]
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.05, 0.01, 0.003])
+def test_where_the_models_own_interval_is_exact_the_fitted_one_is_as_wide_and_holds_its_share(spread):
+    errors = np.random.default_rng(0).normal(0, spread, 1200)
+    own = 1.2815515655 * spread
+    came = np.abs(errors) - own
+    moved = lives(came.tolist())
+    assert np.mean(came[FEWEST:] <= moved) == pytest.approx(0.8, abs=0.03)
+    assert np.mean(1 + np.array(moved) / own) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("off", [2.0, 20.0, 1000.0])
+def test_a_model_that_is_far_off_for_ever_is_followed(off):
+    came = off + np.random.default_rng(0).normal(0, 0.3, 1200)
+    assert np.mean(came[FEWEST:] <= lives(came.tolist())) == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize("calm", [-1.0, -20.0])
+def test_after_a_change_of_level_a_fifth_of_the_kept_days_is_missed_and_none_after(calm):
+    moved = lives([calm] * 150 + [0.0] * 100)[150 - FEWEST :]
+    assert [by < 0.0 for by in moved] == [True] * 12 + [False] * 88
+    better = lives([0.0] * 150 + [calm] * 100)[150 - FEWEST :]
+    assert better == [0.0] * 49 + [calm] * 51
+
+
+def test_a_label_that_was_mistyped_moves_nothing():
+    came = np.random.default_rng(0).normal(size=50).tolist()
+    assert lives([*came[:20], 1e9, *came[20:]])[-1] <= sorted(came)[-5]
 
 
 def test_a_score_is_how_far_a_label_lay_outside_in_the_labels_scale():
@@ -81,6 +125,26 @@ def test_both_ends_move_outwards_and_inwards_no_further_than_the_prediction():
     assert logits[0].tolist() == [-1.0, 0.0, 2.0]
 
 
+def ends(schema: Schema, logits: list[float], field: object) -> tuple[float, float]:
+    ((low, high),) = intervals(schema, np.array([logits]), [field], [1.0])
+    return round(low, 6), round(high, 6)
+
+
+def test_a_count_is_never_below_zero_and_a_number_that_may_be_is():
+    quiet = {**record(1), "recent": [0.0] * 7}
+    assert ends(SCHEMA, [-1.0, 0.0, 1.0], quiet) == (0.0, pytest.approx(math.e - 1))
+    assert ends(SCHEMA, [-9.0, -6.0, -3.0], quiet) == (0.0, 0.0)
+    assert decide(SCHEMA, np.array([[-9.0, -6.0, -3.0]]), [quiet]) == [[("demand", 0.0)]]
+    amount, balance = (
+        Schema(RAIN.fields, Label("amount", "number", log=log, quantiles=(0.1, 0.5, 0.9))) for log in (True, False)
+    )
+    dry = {"rain": 0.0}
+    assert ends(amount, [-1.0, 0.0, 1.0], dry) == (0.0, pytest.approx(math.exp(2) - 1))
+    assert ends(amount, [-2.0, -1.0, 0.0], dry) == (pytest.approx(1 - math.exp(3)), pytest.approx(math.e - 1))
+    assert decide(amount, np.array([[-2.0, -1.0, 0.0]])) == [[("amount", pytest.approx(1 - math.e))]]
+    assert ends(balance, [-1.0, 0.0, 1.0], dry) == (-2.0, 2.0)
+
+
 # -- what is kept ----------------------------------------------------------------------------------------------------
 
 
@@ -91,7 +155,7 @@ def add(kept: IntervalScores, days, score=1.0, site="hall", subject=None) -> Non
 
 def after(came: list[float]):
     """The threshold of the interval of eight days in ten."""
-    return pytest.approx(tracked(came, 0.2))
+    return pytest.approx(threshold(came, 0.8))
 
 
 def test_too_few_scores_leave_the_models_own_interval():
@@ -102,23 +166,42 @@ def test_too_few_scores_leave_the_models_own_interval():
     assert kept.widening("demand", SCHEMA, record(50)) == after([1.0] * FEWEST)
 
 
-def test_each_key_has_its_own_threshold_and_all_subjects_share_it_in_the_order_of_recording():
+def test_each_key_has_its_own_threshold_and_all_subjects_share_it():
     kept = IntervalScores(Windows())
     add(kept, range(20), -1.0, site="hall")
-    for n in range(20):  # the days come backwards
-        who = f"customer {n % 2}"
-        kept.add("demand", SCHEMA, record(30 - n, "yard"), who, float(n % 3), now=NOW, at=n)
+    for n in range(20):
+        kept.add("demand", SCHEMA, record(n, "yard"), f"customer {n % 2}", float(n), now=NOW, at=n)
     assert kept.widening("demand", SCHEMA, record(50)) == after([-1.0] * 20)
-    assert kept.widening("demand", SCHEMA, record(50, "yard")) == after([float(n % 3) for n in range(20)])
+    assert kept.widening("demand", SCHEMA, record(50, "yard")) == after([float(n) for n in range(20)])
     assert kept.widening("demand", SCHEMA, record(50, "attic")) is None
     assert kept.widening("other", SCHEMA, record(50)) is None
 
 
+def test_a_history_given_late_is_history_also_of_another_subject():
+    kept = IntervalScores(Windows())
+    add(kept, range(100, 100 + KEPT), -1.0, subject="ann")
+    kept.add("demand", SCHEMA, record(99 + KEPT), "bob", -1.0, now=NOW, at=0)
+    for n in range(90):
+        kept.add("demand", SCHEMA, record(n), "bob" if n % 2 else "ann", 7.0, now=NOW, at=1000 + n)
+    assert kept.widening("demand", SCHEMA, record(300)) == -1.0
+
+
+def test_without_a_time_the_order_of_recording_counts_over_all_subjects():
+    kept = IntervalScores(Windows())
+    for n in range(150):  # ann's running numbers are higher than bob's
+        kept.add("demand", RAIN, {"rain": 1.0}, "ann", 7.0, now=NOW, at=n)
+    for n in range(KEPT):
+        kept.add("demand", RAIN, {"rain": 1.0}, "bob", -1.0, now=NOW, at=150 + n)
+    assert kept.widening("demand", RAIN, {"rain": 1.0}) == -1.0
+
+
 def test_the_same_day_again_takes_the_place_of_its_score():
     kept = IntervalScores(Windows())
-    add(kept, range(20), -1.0)
-    add(kept, [19], 5.0)
-    assert kept.widening("demand", SCHEMA, record(50)) == after([-1.0] * 19 + [5.0])
+    add(kept, range(FEWEST), -1.0)
+    add(kept, range(4), 5.0)
+    assert kept.widening("demand", SCHEMA, record(50)) == 5.0
+    add(kept, range(4), -1.0)
+    assert kept.widening("demand", SCHEMA, record(50)) == -1.0
 
 
 def test_a_day_that_is_still_to_come_is_left_out():
@@ -130,10 +213,11 @@ def test_a_day_that_is_still_to_come_is_left_out():
 
 def test_the_newest_scores_are_kept_and_no_more():
     kept = IntervalScores(windows := Windows())
-    add(kept, range(KEPT + 30))
-    add(kept, range(KEPT + 30, KEPT + 60), subject="ann")
-    assert [len(entries) for _, entries in windows.take_changed()] == [KEPT, 30]
-    assert kept.widening("demand", SCHEMA, record(50)) == after([1.0] * KEPT)
+    add(kept, range(KEPT + 30), 1.0)
+    add(kept, range(KEPT + 30, KEPT + 60), 2.0, subject="ann")
+    add(kept, range(KEPT + 60, KEPT + 77), 0.0, subject="ann")
+    assert [len(entries) for _, entries in windows.take_changed()] == [KEPT, 47]
+    assert kept.widening("demand", SCHEMA, record(500)) == after([1.0] * 13 + [2.0] * 30 + [0.0] * 17)
 
 
 @pytest.mark.parametrize("spoilt", [float("nan"), float("inf"), "7", None, True, [1.0]])
@@ -142,7 +226,7 @@ def test_what_is_no_score_is_passed_over(spoilt):
     add(kept, range(20))
     ((window, entries),) = windows.take_changed()
     windows.load([(window, [(0, spoilt, 0), *entries, (10**10, spoilt, 10**10)])], lambda text: (text or "").encode())
-    assert windows.newest(window[:3], KEPT)[-1] is spoilt
+    assert windows.newest(window[:3], KEPT, dated=True)[-1] is spoilt
     assert kept.widening("demand", SCHEMA, record(50)) == after([1.0] * 20)
 
 
@@ -199,9 +283,7 @@ def test_an_interval_follows_the_recorded_days_through_a_restart_and_a_new_relea
         lived(fl, range(FEWEST - 1, 40))
         calibrated, (low, high) = bounds(fl)
         assert calibrated
-        by = tracked([math.log(151 / 101) / 0.5] * 40, 0.2) * 0.5
-        assert (low, high) == pytest.approx((101 * math.exp(-by) - 1, 101 * math.exp(by) - 1), abs=0.01)
-        assert high == pytest.approx(150, rel=0.1)  # as far as the days were, and no further
+        assert (low, high) == pytest.approx((101 * 101 / 151 - 1, 150), abs=0.01)  # as far as the days were
         assert bounds(fl, "yard") == OWN
         assert fl.status()["examples"] == {"demand": 40}
         asked = ["predict", "demand", "--json-record", json.dumps(record(90)), "--home", str(fl.config.home)]
