@@ -1,6 +1,7 @@
 """Numbers written with a unit, 67.0 kg or USD 102.93: which units a column holds, and its numbers in one of them. Pure.
 
-A unit stands after the number, before it only where it is money: B 12 and shop 3 are names. Refuses nothing.
+A unit stands after the number, before it only where it is money: B 12 and shop 3 are names, and so is 2. Yes. Refuses
+nothing.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ _MONEY: Final = (
     r"IDR|MYR|PHP|VND|AED|SAR|ILS|US\$|HK\$|NT\$|AU?\$|CA?\$|S\$|R\$|Rs\.?|kr\.?|zł|人民币|美元|港币|港元|[₹₩₽₺₫₱฿₴₦])"
 )
 _WITH_UNIT: Final = re.compile(
-    rf"(?P<before>{_MONEY})?\s*(?P<digits>[+-]?(?!0\d)\d[\d.,]*(?:[eE][+-]?\d+)?)\s*"
-    rf"(?P<after>{_MONEY}|(?:[^\W\d_]|[°µ'\"′″])[^\d+_]{{0,15}})?"
+    rf"(?P<before>{_MONEY})?\s*(?P<digits>[+-]?(?!0\d)\d(?:[\d.,]*\d)?(?:[eE][+-]?\d+)?)\s*"
+    rf"(?P<after>{_MONEY}|(?:[^\W\d_]|[°µ'\"′″])[^\s\d+_]{{0,15}}(?: [^\s\d+_]{{1,12}})?)?"
 )
 _PLURAL: Final = re.compile(r"[a-z]{2,}s")
-_ORDINAL: Final = frozenset(("st", "nd", "rd", "th"))
+_NO_UNITS: Final = frozenset(("st", "nd", "rd", "th", "am", "pm", "AM", "PM"))
 
 
 def units_of(column: Sequence[str], *, decimal_comma: bool) -> tuple[str, ...]:
@@ -47,7 +48,7 @@ def units_of(column: Sequence[str], *, decimal_comma: bool) -> tuple[str, ...]:
     if not units or held < NEARLY_ALL * len(seen) or plain > counts[units[0]]:
         return ()
     codes = all(len(unit) == 1 and unit.isascii() for unit in units) and all(value.is_integer() for value, _ in found)
-    return () if set(units) <= _ORDINAL or (len(units) > 1 and codes) else tuple(units)
+    return () if {unit.split()[0] for unit in units} <= _NO_UNITS or (len(units) > 1 and codes) else tuple(units)
 
 
 def numbers_in(column: Sequence[str], units: Sequence[str], *, decimal_comma: bool) -> list[float | None]:

@@ -39,7 +39,7 @@ def taken(column, name="x", **wishes):
     [
         ("{} kg", "kg"), ("USD {}", "USD"), ("{}°C", "°C"), ("{}s", "s"), ("{}元", "元"), ("{} EUR", "EUR"),
         ("{} km/h", "km/h"), ("{} m²", "m²"), ("{} 公斤", "公斤"), ("US${}", "US$"), ("{} hours", "hour"),
-        ("{}lbs.", "lb"),
+        ("{}lbs.", "lb"), ("{} sq ft", "sq ft"),
     ],
 )  # fmt: skip
 def test_numbers_with_one_and_the_same_unit_are_numbers(form, unit):
@@ -71,6 +71,10 @@ def test_one_and_several_are_the_same_unit():
         [f"room {RNG.randrange(30)}" for _ in range(ROWS)],
         [f"00{RNG.randrange(30)}A" for _ in range(ROWS)],
         [RNG.choice(["1st", "2nd", "3rd", "4th"]) for _ in range(ROWS)],
+        [RNG.choice(["8am", "10am", "2pm"]) for _ in range(ROWS)],
+        [RNG.choice(["1st class", "2nd class"]) for _ in range(ROWS)],
+        [RNG.choice(["1. Yes", "2. No"]) for _ in range(ROWS)],
+        [RNG.choice(["5 hours", "6 hours", "4 or less hours"]) for _ in range(ROWS)],
         [f"{RNG.randrange(90)} {RNG.choice(['Elm', 'Oak', 'Ash', 'Main'])} Street" for _ in range(ROWS)],
     ],
 )
