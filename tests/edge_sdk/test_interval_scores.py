@@ -99,9 +99,11 @@ def test_after_a_change_of_level_a_fifth_of_the_kept_days_is_missed_and_none_aft
     assert better == [0.0] * 49 + [calm] * 51
 
 
-def test_a_label_that_was_mistyped_moves_nothing():
-    came = np.random.default_rng(0).normal(size=50).tolist()
-    assert lives([*came[:20], 1e9, *came[20:]])[-1] <= sorted(came)[-5]
+def test_a_label_that_was_mistyped_moves_the_threshold_by_one_rank():
+    came = np.random.default_rng(0).normal(size=49).tolist()
+    ranked = sorted(came)
+    assert lives([*came, 0.0])[-1] == ranked[39]
+    assert lives([*came[:20], 1e9, *came[20:], 0.0])[-1] == ranked[40]
 
 
 def test_a_score_is_how_far_a_label_lay_outside_in_the_labels_scale():
