@@ -13,15 +13,13 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from aggregator.metrics import auc
 from aggregator.rehearsal.population import Population
 from aggregator.rehearsal.seeds import Seeds
 from edge_sdk.artifact.weights import read_vector, write_vector
-from edge_sdk.training.losses import Batches, loss_sum
 from edge_sdk.training.module import GraphModule
-from edge_sdk.training.plain import PlainPlan, batches, course, fit
+from edge_sdk.training.plain import PlainPlan, answers, batches, course, fit, loss_of
 
 FEWEST_WATCHED: Final = 5  # rows of a device: fewer are all learnt from
 GROWTH: Final = 1.4  # of the numbers of passes that are compared
@@ -55,8 +53,8 @@ def _passes(  # noqa: PLR0917 - what a choice is made by, once
 ) -> int:
     """After how many passes the held back rows of all devices are answered best; all, where nobody has any."""
     stops = _stops(plan.epochs)
-    outputs = {stop: list[torch.Tensor]() for stop in stops}
-    truths = list[torch.Tensor]()
+    outputs = {stop: list[Outputs]() for stop in stops}
+    truths = list[npt.NDArray[Any]]()
     for place in _able(population):
         own, rng = population.device(place), Seeds(seed).generator("alone-choosing", place)
         count = int(watched * len(own.labels))
@@ -66,15 +64,15 @@ def _passes(  # noqa: PLR0917 - what a choice is made by, once
         other, first = (
             batches({"features": own.features[rows]}, own.labels[rows]) for rows in (order[:count], order[count:])
         )
-        truths.append(other.labels)
+        truths.append(own.labels[order[:count]])
         module.load_vector(start)
         for done in course(module, first, plan, rng):
             if done in outputs:
-                outputs[done].append(_answers(module, other))
+                outputs[done].append(answers(module, other))
     if not truths:
         return plan.epochs
-    truth = torch.cat(truths)
-    return max(stops, key=lambda stop: _worth(module, torch.cat(outputs[stop]), truth))
+    truth = np.concatenate(truths)
+    return max(stops, key=lambda stop: _worth(module, np.concatenate(outputs[stop]), truth))
 
 
 def _stops(epochs: int) -> list[int]:
@@ -86,19 +84,13 @@ def _stops(epochs: int) -> list[int]:
     return sorted(stops)
 
 
-def _answers(module: GraphModule, data: Batches) -> torch.Tensor:
-    """Logits [n, outputs]."""
-    with torch.no_grad():
-        return torch.cat([module(x).reshape(len(y), -1) for x, y in data.parts()])
-
-
-def _worth(module: GraphModule, outputs: torch.Tensor, truth: torch.Tensor) -> float:
-    """More is better; -inf for what is not finite."""
-    if not bool(torch.isfinite(outputs).all()):
+def _worth(module: GraphModule, outputs: Outputs, truth: npt.NDArray[Any]) -> float:
+    """Of outputs [n, K]; more is better; -inf for what is not finite."""
+    if not np.isfinite(outputs).all():
         return -np.inf
     if module.loss_name == "cross_entropy":
-        return float((outputs.argmax(1) == truth).float().mean())
-    named: npt.NDArray[Any] = truth.numpy().astype(np.int64)
+        return float(np.mean(outputs.argmax(axis=1) == truth))
+    named = truth.astype(np.int64)
     if module.loss_name == "binary_cross_entropy" and 0 < named.sum() < len(named):
-        return auc(outputs[:, 0].double().numpy(), named)
-    return -float(loss_sum(module.loss_name, outputs, truth, module.quantiles))
+        return auc(outputs[:, 0].astype(np.float64), named)
+    return -loss_of(module, outputs, truth)

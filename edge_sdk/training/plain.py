@@ -85,6 +85,18 @@ def course(module: GraphModule, data: Batches, plan: PlainPlan, rng: np.random.G
         yield epoch
 
 
+def answers(module: GraphModule, data: Batches) -> Vector:
+    """Outputs of all examples, float32 [n, outputs]."""
+    with torch.no_grad():
+        return np.concatenate([module(x).reshape(len(y), -1).numpy() for x, y in data.parts()])
+
+
+def loss_of(module: GraphModule, outputs: Vector, labels: npt.NDArray[Any]) -> float:
+    """The summed loss of such outputs. Raises TrainingFailed."""
+    loss = loss_sum(module.loss_name, torch.from_numpy(outputs), torch.from_numpy(labels), module.quantiles)
+    return loss.item()
+
+
 def _run(module: GraphModule, data: Batches, plan: PlainPlan, rng: np.random.Generator) -> _Adam | _Newton:
     if not len(data):
         raise TrainingFailed("no-examples", "there are no examples to train on")

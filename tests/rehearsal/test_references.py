@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from aggregator import tasks
 from aggregator.errors import TaskRefused
@@ -19,6 +18,7 @@ from edge_sdk.artifact.starter import tabular_classifier
 from edge_sdk.artifact.weights import read_vector
 from edge_sdk.privacy import accounting
 from edge_sdk.training.module import GraphModule
+from edge_sdk.training.plain import loss_of
 
 WIDTH, DEVICES = 4, 6
 TRUTH = np.array([1.0, -2.0, 0.5, 0.0])
@@ -116,16 +116,18 @@ def test_devices_alone_are_not_held_back_by_a_log_loss_that_few_rows_make_worse(
 
 def test_passes_are_judged_by_answers_and_not_by_how_sure_they_are():
     schema = Schema(SCHEMA.fields, Label("y", "classes", ("a", "b", "c")))
-    many, truth = GraphModule(tabular_classifier(schema, (), 0)), torch.tensor([0, 1, 2, 0])
-    modest = torch.zeros(4, 3)  # a log loss of 1.1, and one right answer
-    bold = torch.tensor([[9.0, 0, 0], [0, 9.0, 0], [0, 0, 9.0], [0, 9.0, 0]])  # 2.2, and three
+    many, truth = GraphModule(tabular_classifier(schema, (), 0)), np.array([0, 1, 2, 0])
+    modest = np.zeros((4, 3), np.float32)  # a log loss of 1.1, and two right answers
+    bold = np.array([[9, 0, 0], [0, 9, 0], [0, 0, 9], [0, 9, 0]], np.float32)  # 2.3, and three
+    assert loss_of(many, bold, truth) > loss_of(many, modest, truth)
     assert _worth(many, bold, truth) > _worth(many, modest, truth)
-    two, answers = GraphModule(LINEAR), torch.tensor([1.0, 0.0, 1.0, 0.0])
-    ordered, sure = torch.tensor([[5.0], [4.0], [4.5], [4.0]]), torch.tensor([[0.1], [0.2], [0.3], [-0.1]])
-    assert _worth(two, ordered, answers) > _worth(two, sure, answers)
+    two, yes = GraphModule(LINEAR), np.array([1.0, 0.0, 1.0, 0.0], np.float32)
+    ordered, sure = (np.array(each, np.float32).reshape(4, 1) for each in ([5, 4, 4.5, 4], [0.1, 0.2, 0.3, -0.1]))
+    assert loss_of(two, ordered, yes) > loss_of(two, sure, yes)
+    assert _worth(two, ordered, yes) > _worth(two, sure, yes)
     number = GraphModule(tabular_classifier(Schema(SCHEMA.fields, Label("y", "number")), (), 0))
-    assert _worth(number, answers.view(-1, 1), answers) > _worth(number, ordered, answers)
-    assert _worth(number, torch.full((4, 1), torch.nan), answers) == -np.inf
+    assert _worth(number, yes.reshape(4, 1), yes) > _worth(number, ordered, yes)
+    assert _worth(number, np.full((4, 1), np.nan, np.float32), yes) == -np.inf
 
 
 def test_devices_alone_stop_where_their_rows_together_say_so():
