@@ -60,6 +60,7 @@ def _stations(folder: Path) -> Dataset:
         words="gradient boosting, pooled; seasonal naive 0.0804; ridge per station 0.0889",
         settings=_settings("demand-cta-stations", clients=20, units=2601, rounds=300, rate=0.03),
         plan=PlainPlan(learning_rate=0.003, batch_size=1024, epochs=60),
+        seeds=10,
     )
 
 
@@ -183,6 +184,7 @@ def _dataset(
     words: str,
     settings: Mapping[str, Mapping[str, Any]],
     plan: PlainPlan | None = None,
+    seeds: int = 3,
 ) -> Dataset:
     table["recent"] = [
         window for _, site in table.groupby("site", sort=False) for window in _windows(site["demand"].to_numpy())
@@ -204,6 +206,7 @@ def _dataset(
         unit="record",
         settings=settings,
         plan=plan,
+        seeds=seeds,
     )
 
 
