@@ -22,7 +22,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from aggregator.cli import main as aggregator
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from aggregator.cli import main as aggregator  # noqa: E402 # the path makes a clone work as it is
 
 # Name: package, item, what follows on the command line.
 PUBLIC: Final[dict[str, tuple[str, str, str]]] = {
