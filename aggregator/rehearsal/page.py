@@ -12,6 +12,7 @@ import numpy as np
 
 from aggregator.evaluation import LOWER_IS_BETTER
 from aggregator.rehearsal import plots
+from aggregator.rehearsal.against import MOST_ALONE
 from aggregator.rehearsal.trial import Trial
 from aggregator.rehearsal.understood import Understood
 from aggregator.rehearsal.words import NAMES, RUNS, figure, promises, shown_runs
@@ -132,8 +133,14 @@ def _runs_words(trial: Trial) -> str:
     return (
         f"All runs answer the same {int(trial.test.sum()):,} held-out rows, by which nothing was chosen; all train on "
         f"the same {int(trial.train.sum()):,} rows, from the same {trial.choice.candidate.name} model. Less is better "
-        f"for {least}. Each device alone: its own rows by its own model."
+        f"for {least}. Each device alone: its own rows by its own model.{_sampled(trial)}"
     )
+
+
+def _sampled(trial: Trial) -> str:
+    """Where there are many devices, some stand for all in the runs that train each by itself."""
+    able = int(((trial.train > 0) & (trial.test > 0)).sum())
+    return f" Alone and personalised are {MOST_ALONE} devices drawn from all." if able > MOST_ALONE else ""
 
 
 def _device_rows(trial: Trial) -> list[tuple[str, float, float]]:

@@ -7,10 +7,13 @@ import json
 import random
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from aggregator.cli import main
+from aggregator.rehearsal import page
 
 ROWS = 240
 
@@ -220,3 +223,11 @@ def test_privacy_that_is_switched_off_is_named_for_what_it_is(tmp_path, capsys):
     assert run(data, *words, "--report", tmp_path / "out") == 0
     assert "PRIVACY IS OFF" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "task.json").read_text())["insecure_without_noise"] is True
+
+
+def test_a_page_says_where_some_devices_stand_for_all():
+    def trial(devices):
+        return SimpleNamespace(train=np.ones(devices), test=np.ones(devices))
+
+    assert "200 devices drawn" in page._sampled(trial(300))
+    assert not page._sampled(trial(200))
