@@ -55,6 +55,7 @@ class Config:
     # True: this device also trains a version of each model for itself alone, without noise, which never leaves it. Off
     # until its owner says so: what one customer taught such a version may show in its answers to the next.
     personalise: bool = False
+    labels_apart: bool = False  # with it: the labels that are recorded here occur on no other device of the fleet
     # Fields that may be kept before a signed schema says so, as "task.field"; afterwards the schema alone decides.
     fields: tuple[str, ...] = ()
     retention_days: float = 90.0

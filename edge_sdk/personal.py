@@ -116,8 +116,13 @@ class Personalisation:
         train: Train,
         least: int,
         entropy: Callable[[int], bytes],
+        apart: bool = False,
     ) -> None:
-        """`release(task)`: the ONNX bytes in service; `least`: examples below which nothing is trained."""
+        """`release(task)`: the ONNX bytes in service; `least`: examples below which nothing is trained.
+
+        `apart`: the labels recorded here occur on no other device.
+        """
+        self._apart = apart
         self._models, self._examples, self._weights = models, examples, PersonalWeights(home)
         self._release, self._train, self._least, self._entropy = release, train, least, entropy
 
@@ -181,7 +186,7 @@ class Personalisation:
         targets = labels(schema, [example.label for example in fitting], records)
         seed = int.from_bytes(self._entropy(7), "little")
         return personal_job(
-            self._release(task), features(schema, records), targets, subject_numbers(fitting), seed
+            self._release(task), features(schema, records), targets, subject_numbers(fitting), seed, apart=self._apart
         )  # fmt: skip
 
     def _serve(self, task: str, kept: Kept) -> None:

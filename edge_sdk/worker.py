@@ -110,7 +110,7 @@ class Worker:
             return
         self._personal = Personalisation(
             engine.config.home, engine.models(), examples, release=models.release, train=self._train_personal,
-            least=engine.config.min_examples, entropy=engine.around.entropy,
+            least=engine.config.min_examples, entropy=engine.around.entropy, apart=engine.config.labels_apart,
         )  # fmt: skip
 
     def _round_work(self, who: Identity, connection: sqlite3.Connection, examples: ExamplesStore) -> RoundWork:

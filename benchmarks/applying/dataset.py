@@ -70,7 +70,8 @@ class Dataset:
     does better under it. `validation`: bool over `train`, the rows by which choices were made. `settings`: see
     SETTINGS. `plan`: how the references without privacy are trained, central and alone. `score(logits, rows)`: the
     metric, where `aggregator.evaluation` cannot give it from the schema alone; logits float64 [B, outputs]. `seeds`:
-    how many runs a figure is the mean of; more where three spread as widely as what they are compared for.
+    how many runs a figure is the mean of; more where three spread as widely as what they are compared for. `apart`: no
+    label occurs at two clients, and their owners know it.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Dataset:
     score: Callable[[Array, Rows], float] | None = None
     plan: PlainPlan | None = None
     seeds: int = 3
+    apart: bool = False
 
     def __post_init__(self) -> None:
         unknown = set(self.settings) - set(SETTINGS)

@@ -94,7 +94,9 @@ class Bench:
     def _personalised(self, seed: int) -> dict[str, float] | None:
         if self._fleet("fleet", "no_privacy", seed) is None:
             return None
-        return self._of_own(personalise(self._fleets["fleet", seed], self.population, seed=seed))
+        return self._of_own(
+            personalise(self._fleets["fleet", seed], self.population, seed=seed, apart=self.dataset.apart)
+        )
 
     def spec(self, setting: str) -> tasks.TaskSpec:
         """The task of one of the set's settings."""

@@ -31,6 +31,7 @@ def intents_banking77(folder: Path) -> Dataset:
         no_privacy=_FREE,
         eps8={},
         eps3={"server_learning_rate": 0.067},
+        apart=True,
     )
 
 
@@ -44,6 +45,7 @@ def intents_clinc150(folder: Path) -> Dataset:
         no_privacy=_FREE,
         eps8={},
         eps3={"server_learning_rate": 0.067},
+        apart=True,
     )
 
 
@@ -114,6 +116,7 @@ def _dataset(
     eps3: Mapping[str, Any],
     language: Language = "en",
     subject: str = "",
+    apart: bool = False,
 ) -> Dataset:
     learned, asked = table[table.split == "train"], table[table.split == "test"]
     schema = service.schema(sorted(set(learned.label)), language=language)
@@ -136,6 +139,7 @@ def _dataset(
         settings=texts.settings(
             service.TASK, train, length=length, unit=unit, no_privacy=no_privacy, eps8=eps8, eps3=eps3
         ),
+        apart=apart,
     )
 
 

@@ -98,13 +98,17 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="fr
 
 
 class PersonalJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="frame", tag="personal"):
-    """Train a device's own version of a model. `subjects`, int64 [B], says whose each record is, by any numbers."""
+    """Train a device's own version of a model. `subjects`, int64 [B], says whose each record is, by any numbers.
+
+    `apart`: as for `training.personal.personalise`.
+    """
 
     model: bytes
     features: dict[str, Tensor]
     labels: Tensor
     subjects: Tensor
     seed: int
+    apart: bool
 
     def __repr__(self) -> str:
         return f"PersonalJob(records={self.labels.shape[0]}, ...)"
@@ -207,11 +211,13 @@ def job(
     return Job(model, packed, Tensor.of(labels), None if subjects is None else Tensor.of(subjects), plan, key)
 
 
-def personal_job(model: bytes, features: Mapping[str, Array], labels: Array, subjects: Array, seed: int) -> PersonalJob:
+def personal_job(
+    model: bytes, features: Mapping[str, Array], labels: Array, subjects: Array, seed: int, *, apart: bool = False
+) -> PersonalJob:
     """Check and pack. Raises TrainingFailed for an empty data set."""
     if len(subjects) != len(labels):
         raise TrainingFailed("wrong-shape", f"{len(subjects)} subjects do not fit {len(labels)} labels")
-    return PersonalJob(model, _packed(features, labels), Tensor.of(labels), Tensor.of(subjects), seed)
+    return PersonalJob(model, _packed(features, labels), Tensor.of(labels), Tensor.of(subjects), seed, apart)
 
 
 def _packed(features: Mapping[str, Array], labels: Array) -> dict[str, Tensor]:

@@ -7,13 +7,15 @@ learned from these rows alone, the fleet's outer part forgotten; and blends of t
 least loss on rows held out of its fit is fitted again to all. Where its gain over the start is not sure (`SURE`
 standard errors over held-out units), the start stays; where rows are few, the fleet's weights. Where most labels occur
 on other devices alone, the least loss is asked for but roughly (`LEAN`), and the candidate that owes most to these rows
-is taken. No noise and no budget: nothing of this may be uploaded. Draws nothing but the split, by a seed.
+is taken. Where the owner says that these labels occur nowhere else (`apart`), it is what these rows alone say, by how
+often it is right, unless that is far less often than the fleet's weights are (`FLATTERED`). No noise and no budget:
+nothing of this may be uploaded. Draws nothing but the split, by a seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -46,6 +48,7 @@ TAUS: Final = (0.5, 1.0, 2.0)  # times the logarithm of a label's frequency here
 # Share of loss to give up for what owes more to these rows, where most of the labels are other devices': the fleet has
 # learned the rest mostly from these very rows, so on rows held out here it looks better than it is.
 LEAN: Final = 0.25
+FLATTERED: Final = 0.1  # share of held-out rows that the fleet may be right for only because it learned from them
 UNSEEN: Final = 0.5  # rows that each label is taken to have beside its own: one not seen yet stays possible
 
 
@@ -90,10 +93,11 @@ def personalise(
     seed: int = 0,
     subjects: npt.NDArray[np.int64] | None = None,
     sure: float = SURE,
+    apart: bool = False,
     on_step: OnStep = lambda _step, _steps: None,
 ) -> Personal:
     """Train the ONNX file `data` on a device's rows. A negative subject is nobody's: its rows are units of
-    their own, equal ones the same.
+    their own, equal ones the same. `apart`: the labels that occur here occur on no other device.
 
     `on_step(step, steps)` is called between fits and may raise to break off. Raises TrainingFailed "not-finite",
     UnsafeModel, UnsupportedModel.
@@ -109,7 +113,7 @@ def personalise(
     if view is None:
         return stay
     search = _Search(view, torch.from_numpy(labels), module, on_step)
-    choice, fleet, best = search.chosen(units, np.random.default_rng(seed), sure)
+    choice, fleet, best = search.chosen(units, np.random.default_rng(seed), sure, apart)
     if choice == FLEET:
         return Personal(whole, "fleet", 0.0, 0.0, fleet, fleet, rows)
     weights = search.refit(choice)
@@ -135,18 +139,22 @@ class _Search:
         self.pulls = [pull * scale for pull in (PULLS[::2] if self._heavy else PULLS) if pull >= LEAST / len(labels)]
 
     def chosen(
-        self, units: npt.NDArray[np.int64], rng: np.random.Generator, sure: float
+        self, units: npt.NDArray[np.int64], rng: np.random.Generator, sure: float, apart: bool
     ) -> tuple[Choice, float, float]:
         """The candidate to use, the mean held-out loss of the fleet's weights, and its own."""
         folds = rng.permutation(int(units.max()) + 1)[units] % FOLDS
         parts = [folds == fold for fold in range(1 if self._heavy else FOLDS)]
         held = np.logical_or.reduce(parts)
-        found = _Found(held, units, {FLEET: self.losses(self._fleet)}, {FLEET: self.surprise(self._fleet)})
+        found = _Found(held, units)
+        for out in parts:
+            found.add(FLEET, self._fleet, self, out, len(parts))
         self._shift(parts, found)
         start = found.best(FLEET, SURE_SHIFT)
         for way in range(2):
             self._walk(parts, way, start.tau, found)
         best = found.nearest() if start.tau and self._few_labels() else found.best(start, sure)
+        if apart and self._name == "cross_entropy":
+            best = found.own() or best
         return best, found.mean(FLEET), found.mean(best)
 
     def _shift(self, parts: list[npt.NDArray[np.bool_]], found: _Found) -> None:
@@ -196,6 +204,11 @@ class _Search:
             return float(torch.nn.functional.softplus(logits.abs()).mean())
         return 0.0
 
+    def right(self, logits: torch.Tensor) -> npt.NDArray[np.bool_]:
+        """Which rows the best of several labels is right for."""
+        right: npt.NDArray[np.bool_] = (logits.argmax(1) == self._labels).numpy()
+        return right
+
     def losses(self, logits: torch.Tensor) -> npt.NDArray[np.float64]:
         losses: npt.NDArray[np.float64] = self._loss(logits, self._labels).numpy().astype(np.float64)
         return losses
@@ -228,14 +241,16 @@ class _Found:
 
     held: npt.NDArray[np.bool_]
     units: npt.NDArray[np.int64]
-    losses: dict[Choice, npt.NDArray[np.float64]]
-    surprises: dict[Choice, float]
+    losses: dict[Choice, npt.NDArray[np.float64]] = field(default_factory=dict)
+    rights: dict[Choice, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    surprises: dict[Choice, float] = field(default_factory=dict)
 
     def add(
         self, choice: Choice, logits: torch.Tensor, search: _Search, out: npt.NDArray[np.bool_], parts: int
     ) -> None:
         """The candidate's logits [n, K] from a fit without the rows `out`, one of `parts`."""
         self.losses.setdefault(choice, np.zeros(len(out)))[out] = search.losses(logits)[out]
+        self.rights.setdefault(choice, np.zeros(len(out), np.bool_))[out] = search.right(logits)[out]
         self.surprises[choice] = self.surprises.get(choice, 0.0) + search.surprise(logits) / parts
 
     def mean(self, choice: Choice) -> float:
@@ -259,6 +274,13 @@ class _Found:
         least = min(value for value in feared.values() if np.isfinite(value))
         close = [choice for choice, value in feared.items() if value <= (1 + LEAN) * least]
         return max(close, key=lambda choice: (choice.alpha, choice.pull, -feared[choice]))
+
+    def own(self) -> Choice | None:
+        """What these rows alone say, right most often and held least; None where the fleet is right far more often."""
+        shares = {choice: float(right[self.held].mean()) for choice, right in self.rights.items()}
+        alone = [choice for choice in shares if choice.kind == "own" and np.isfinite(self.losses[choice]).all()]
+        best = max(alone, key=lambda choice: (shares[choice], choice.pull), default=FLEET)
+        return best if best != FLEET and shares[best] >= shares[FLEET] - FLATTERED else None
 
 
 def _candidates(

@@ -129,7 +129,7 @@ def _personalise(job: PersonalJob, requests: Requests, replies: int) -> Reply:
 
     features = {name: tensor.array() for name, tensor in job.features.items()}
     labels, subjects = job.labels.array(), job.subjects.array()
-    own = personalise(job.model, features, labels, seed=job.seed, subjects=subjects, on_step=on_step)
+    own = personalise(job.model, features, labels, seed=job.seed, subjects=subjects, apart=job.apart, on_step=on_step)
     vector = b"" if own.kind == "fleet" else own.vector.astype("<f4").tobytes()
     measured = own.loss_fleet == own.loss_fleet  # NaN where no rows were held out
     losses = (own.loss_fleet, own.loss_personal) if measured else (None, None)

@@ -18,7 +18,7 @@ from edge_sdk.examples_store import ExamplesStore
 from edge_sdk.inference import Models
 from edge_sdk.personal import Kept, Personalisation, PersonalWeights, Train, holds, version
 from edge_sdk.testing import FakeAggregator
-from edge_sdk.training.jobs import PersonalDone, PersonalJob
+from edge_sdk.training.jobs import PersonalDone, PersonalJob, TrainingFailed
 
 SCHEMA = Schema((NumberField("minutes"), NumberField("calls")), Label("churn", "binary", ("no", "yes")))
 MODEL = tabular_classifier(SCHEMA, [], seed=1)
@@ -144,13 +144,30 @@ def test_a_running_device_deletes_what_it_learned_for_a_task_that_ended(tmp_path
             assert fake.wait_for(lambda: not (tmp_path / "personal" / "retired.weights").exists())
 
 
-def looked_after(home: Path, train: Train, examples: ExamplesStore | None = None) -> Personalisation:
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_owners_word_on_labels_reaches_the_training(tmp_path: Path, apart: bool):
+    asked = list[PersonalJob]()
+
+    def train(job: PersonalJob, _cancelled: object) -> PersonalDone:
+        asked.append(job)
+        raise TrainingFailed("cancelled", "seen enough")
+
+    with pytest.raises(TrainingFailed, match="seen enough"):
+        looked_after(tmp_path, train, stored(tmp_path, 40), apart=apart).look(NOW, lambda: True, lambda: False)
+    assert [job.apart for job in asked] == [apart]
+
+
+def looked_after(
+    home: Path, train: Train, examples: ExamplesStore | None = None, *, apart: bool = False
+) -> Personalisation:
     """A device's own versions, trained by `train`; served with the release where there are examples."""
     models = Models()
     if examples is not None:
         models.load("churn", MODEL, 1)
     store = examples or stored(home)
-    return Personalisation(home, models, store, release=lambda _: MODEL, train=train, least=20, entropy=os.urandom)
+    return Personalisation(
+        home, models, store, release=lambda _: MODEL, train=train, least=20, entropy=os.urandom, apart=apart
+    )
 
 
 def stored(home: Path, count: int = 0) -> ExamplesStore:

@@ -188,6 +188,37 @@ def test_a_desk_that_sees_three_of_twelve_labels_knows_which_and_keeps_what_the_
     assert right(found.vector) > right(fleet, some=3) - 0.005, "the best there is for the desk's three labels"
 
 
+def two_desks(seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Six labels, of which the desk has the first two."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, 200)
+    centres = np.random.default_rng(1).standard_normal((6, 5))
+    return {"features": (1.5 * centres[labels] + rng.standard_normal((200, 5))).astype(np.float32)}, labels
+
+
+SIX = Schema(FIELDS, Label("y", "classes", tuple(f"label{i}" for i in range(6))))
+
+
+def test_labels_that_occur_nowhere_else_are_learned_from_these_rows_alone():
+    """A fleet that leans towards the rows that it saw here looks good on them; its owner knows better."""
+    features, labels = two_desks(2)
+    start = tabular_classifier(SIX, [], 0)
+    flattered = personalise(start, features, labels, apart=True).vector * np.float32(0.9)
+    data = write_vector(start, flattered, {})
+    found = personalise(data, features, labels, apart=True)
+    assert (found.kind, found.alpha, found.tau) == ("own", 1.0, 0.0)
+    assert personalise(data, features, labels).kind != "own"
+
+
+def test_what_these_rows_alone_say_is_not_taken_where_the_fleet_is_right_far_more_often():
+    rng = np.random.default_rng(6)
+    features = {"features": rng.standard_normal((40, 5)).astype(np.float32)}
+    rule = rng.standard_normal((6, 5)) * 4
+    labels = (features["features"] @ rule.T).argmax(1).astype(np.int64)
+    data = write_vector(tabular_classifier(SIX, [], 0), np.append(rule, np.zeros(6)).astype(np.float32), {})
+    assert personalise(data, features, labels, apart=True).kind != "own"
+
+
 def test_a_shifted_bias_changes_nothing_but_the_bias():
     """Two labels of features that say nothing: only how often each occurs can be learned."""
     data, features = tabular_classifier(BINARY, [], 0), rows(200, 1)
