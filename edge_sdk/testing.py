@@ -237,13 +237,8 @@ class FakeAggregator:
         terms: PrivacyTerms | None = None,
     ) -> bytes:
         """Offer a round of a locked task; returns its hash H. `terms` says all of the privacy where it is given."""
-        if self._rounds is None:
-            raise LookupError(f"no graph of {task} is locked: call lock before the client starts")
         given = terms or fake_terms(unit, placement, noise_multiplier)
-        offer = self._rounds.offer(task, number, given, now=int(self.clock()), consent=consent)
-        digest = self.publish_offer(offer)
-        self._offered[digest] = offer
-        return digest
+        return self._offer(task, number, given, consent)
 
     def offer_query(
         self,
@@ -256,9 +251,12 @@ class FakeAggregator:
         consent: int = 0,
     ) -> bytes:
         """Offer a round of a locked task that asks for these statistics of its examples; returns its hash H."""
+        query, terms = Query("question", statistics), query_terms(unit, placement, noise_multiplier)
+        return self._offer(task, number, terms, consent, query)
+
+    def _offer(self, task: str, number: int, terms: PrivacyTerms, consent: int, query: Query | None = None) -> bytes:
         if self._rounds is None:
             raise LookupError(f"no graph of {task} is locked: call lock before the client starts")
-        query, terms = Query("question", statistics), query_terms(unit, placement, noise_multiplier)
         offer = self._rounds.offer(task, number, terms, now=int(self.clock()), consent=consent, query=query)
         digest = self.publish_offer(offer)
         self._offered[digest] = offer

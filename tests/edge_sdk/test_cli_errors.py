@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 from fleet_of_eight import MODEL
+from nobodys_broker import enrol
 
-from aggregator.fleet.authority import create_authority
 from edge_sdk.cli import main
 from edge_sdk.device_db import count, open_device_db
-from edge_sdk.identity.keys import DeviceKeys, private_directory, write_private
-from edge_sdk.identity.trust import save_bundle
 from edge_sdk.testing import FakeAggregator
 
 RECORD = '{"minutes": 120.0, "calls": 2}'
@@ -23,14 +21,7 @@ PREDICT = ["predict", "churn", "--json-record", RECORD]
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     FakeAggregator(tmp_path).install("churn", MODEL, version=4)
-    authority = create_authority(tmp_path / "authority", b"a long passphrase", fleet="f0", now=1_800_000_000.0)
-    folder = private_directory(tmp_path / "identity")
-    keys = DeviceKeys.generate()
-    keys.save(folder)
-    save_bundle(folder, authority.bundle(broker_host="localhost", broker_port=9, tuf_root=""))
-    issued = authority.issue(keys.request("f0", "kiosk-1"), now=1_800_000_000.0)
-    write_private(folder / "device.crt", issued.chain_pem.encode())
-    return tmp_path
+    return enrol(tmp_path)
 
 
 def lay_open(home: Path) -> None:
